@@ -1,1 +1,3 @@
-//! x
+//! The switch.
+
+pub mod vhost;
