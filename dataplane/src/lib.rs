@@ -1,3 +1,4 @@
 //! The switch.
 
+pub mod control;
 pub mod vhost;

@@ -1,0 +1,110 @@
+//! Counters of ports and PMD threads.
+//!
+//! Counters only grow while a port lives. Two laws hold in every reply, up to frames that move
+//! while the counters are read:
+//! ```text
+//! ingress:  received_frames = forwarded_frames + sum(drops) + in_hand_frames
+//! egress:   offered_frames  = delivered_frames + sum(drops)
+//! ```
+//! A frame that is flooded to n ports is forwarded once and offered n times.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// Frames dropped, by reason in snake case (`ring_full`). A reason that never happened may be absent.
+pub type Drops = BTreeMap<String, u64>;
+
+/// What came from a port's guest.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct IngressStats {
+    /// Frames taken from the TX vrings.
+    pub received_frames: u64,
+    /// Their bytes, without the virtio-net header.
+    pub received_bytes: u64,
+    /// Frames that went on to at least one port.
+    pub forwarded_frames: u64,
+    /// Frames that went no further, by reason.
+    pub drops: Drops,
+}
+
+/// What was meant for a port's guest.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct EgressStats {
+    /// Frames that the pipeline sent this way.
+    pub offered_frames: u64,
+    /// Frames put into the RX vrings.
+    pub delivered_frames: u64,
+    /// Their bytes, without the virtio-net header.
+    pub delivered_bytes: u64,
+    /// Frames that found no room or no guest, by reason.
+    pub drops: Drops,
+}
+
+/// The counters of one port.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PortStats {
+    /// The port's name.
+    pub port: String,
+    /// The port's segment.
+    pub vni: u32,
+    /// What came from the guest.
+    pub ingress: IngressStats,
+    /// What was meant for the guest.
+    pub egress: EgressStats,
+    /// Frames received whose fate is not settled yet.
+    pub in_hand_frames: u64,
+}
+
+/// The counters of every port, by name.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Stats {
+    /// One item per port.
+    pub ports: Vec<PortStats>,
+}
+
+/// A vring that a PMD thread polls.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PmdRing {
+    /// The port's name.
+    pub port: String,
+    /// The vring's index.
+    pub ring: u16,
+}
+
+/// One polling thread.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Pmd {
+    /// Its number, from 0.
+    pub id: u32,
+    /// The core it is pinned to; absent when it could not be pinned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub core: Option<u32>,
+    /// The vrings it polls.
+    pub rings: Vec<PmdRing>,
+    /// Time spent in rounds that found frames, in clock ticks.
+    pub busy_cycles: u64,
+    /// Time spent in rounds that found none, in clock ticks; sleep is not counted.
+    pub idle_cycles: u64,
+    /// Looks at a vring.
+    pub polls: u64,
+    /// Looks that found frames.
+    pub bursts: u64,
+    /// Frames taken in those bursts.
+    pub frames: u64,
+    /// Times it went to sleep.
+    pub sleeps: u64,
+    /// Times a kick or a message woke it.
+    pub wakeups: u64,
+}
+
+/// The polling threads, by number.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PmdList {
+    /// Ticks per second of the clock behind `*_cycles`.
+    pub cycles_hz: u64,
+    /// The threads.
+    pub pmds: Vec<Pmd>,
+}
