@@ -1,3 +1,4 @@
 //! x
+pub mod fdb;
 pub mod flow;
 pub mod wire;
