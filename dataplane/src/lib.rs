@@ -1,6 +1,8 @@
 //! The switch.
 
 pub mod control;
+//! x
+pub mod fdb;
 pub mod flow;
 pub mod vhost;
 pub mod wire;
