@@ -6,3 +6,6 @@ pub mod fdb;
 pub mod flow;
 pub mod vhost;
 pub mod wire;
+
+#[cfg(feature = "testing")]
+pub mod testing;

@@ -1,0 +1,534 @@
+//! The vhost-user front end: what a VMM does on behalf of its guest.
+//!
+//! [`Guest::connect`] takes the road QEMU takes: features, protocol features, owner, memory,
+//! rings, enable, kick. Vring `2 i` is the receive ring of pair `i`, vring `2 i + 1` its transmit
+//! ring. The guest's life afterwards, each arrow a method:
+//!
+//! ```text
+//!            connect / accept            stop -> bases
+//!   (no one) ----------------> Running <---------------> Stopped
+//!                               |  ^ reboot   resume(bases)
+//!                    disconnect |  | reconnect (bases = used indexes)
+//!                               v  |
+//!                             Detached: memory and rings stay, as in a VMM whose switch died
+//! ```
+//!
+//! Set-up ends with one more round trip, so that when a method returns the back end has handled
+//! everything it was sent, acknowledged or not.
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use vhost::vhost_user::message::VhostUserHeaderFlag;
+use vhost::vhost_user::{Frontend, VhostUserFrontend, VhostUserProtocolFeatures};
+use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+
+use super::config::{GuestConfig, features};
+use super::driver::{
+    Deadline, DeviceFault, QueuePair, RxQueue, TxError, TxQueue, VirtioNetHdr, Vring,
+};
+use super::memory::{GuestMemory, MemoryError, Region, RegionSpec};
+
+/// How long [`Guest::send`] waits for room in the ring.
+const SEND_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What can go wrong between a guest and its switch.
+#[derive(Debug, thiserror::Error)]
+pub enum GuestError {
+    /// The socket could not be reached, bound or accepted on.
+    #[error("vhost-user socket {path}")]
+    Socket {
+        /// The socket.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// Nobody connected in time.
+    #[error("nobody connected to {path} within {timeout:?}")]
+    NoPeer {
+        /// The socket.
+        path: PathBuf,
+        /// How long we waited.
+        timeout: Duration,
+    },
+    /// A request failed, was refused, or ended the connection.
+    #[error("vhost-user request {request} failed")]
+    Request {
+        /// The request.
+        request: &'static str,
+        /// The cause.
+        source: vhost::Error,
+    },
+    /// The back end does not offer what this guest cannot be without.
+    #[error("the back end offers features {offered:#x}, without {missing:#x}")]
+    MissingFeatures {
+        /// Feature bits offered.
+        offered: u64,
+        /// Feature bits needed beyond them.
+        missing: u64,
+    },
+    /// The back end has too few vrings.
+    #[error("the back end has {offered} vrings, {wanted} are wanted")]
+    TooFewVrings {
+        /// Vrings the back end has.
+        offered: u64,
+        /// Vrings wanted.
+        wanted: u64,
+    },
+    /// There is no connection.
+    #[error("the guest is not connected")]
+    Detached,
+    /// Guest memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// Sending.
+    #[error(transparent)]
+    Tx(#[from] TxError),
+    /// The device misbehaved.
+    #[error(transparent)]
+    Device(#[from] DeviceFault),
+}
+
+type Result<T, E = GuestError> = std::result::Result<T, E>;
+
+/// Names the request that failed.
+trait Named<T> {
+    fn named(self, request: &'static str) -> Result<T>;
+}
+
+impl<T> Named<T> for vhost::Result<T> {
+    fn named(self, request: &'static str) -> Result<T> {
+        self.map_err(|source| GuestError::Request { request, source })
+    }
+}
+
+/// A VMM that is the socket's server: it listens, the switch connects.
+#[derive(Debug)]
+pub struct GuestListener {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl GuestListener {
+    /// Listens on a new socket at `path`.
+    ///
+    /// # Errors
+    /// [`GuestError::Socket`].
+    pub fn bind(path: &Path) -> Result<Self> {
+        let listener = UnixListener::bind(path)
+            .map_err(|source| GuestError::Socket { path: path.into(), source })?;
+        Ok(Self { listener, path: path.into() })
+    }
+
+    /// Waits for the switch to connect.
+    ///
+    /// # Errors
+    /// [`GuestError::NoPeer`] after `timeout`; [`GuestError::Socket`].
+    pub fn accept_stream(&self, timeout: Duration) -> Result<UnixStream> {
+        let socket = |source| GuestError::Socket { path: self.path.clone(), source };
+        let deadline = Deadline::after(timeout);
+        loop {
+            let mut fds = [PollFd::new(self.listener.as_fd(), PollFlags::POLLIN)];
+            let left = PollTimeout::try_from(deadline.left_ms()).unwrap_or(PollTimeout::MAX);
+            match poll(&mut fds, left) {
+                Ok(0) if deadline.passed() => {
+                    return Err(GuestError::NoPeer { path: self.path.clone(), timeout });
+                }
+                Ok(0) | Err(nix::errno::Errno::EINTR) => {}
+                Ok(_) => break,
+                Err(errno) => return Err(socket(errno.into())),
+            }
+        }
+        self.listener.accept().map(|(stream, _)| stream).map_err(socket)
+    }
+
+    /// Waits for the switch to connect and sets the guest up.
+    ///
+    /// # Errors
+    /// As [`Self::accept_stream`] and [`Guest::over`].
+    pub fn accept(&self, config: GuestConfig, timeout: Duration) -> Result<Guest> {
+        Guest::over(self.accept_stream(timeout)?, config)
+    }
+}
+
+/// A guest with its VMM: memory, rings, and (usually) a connection to a switch.
+pub struct Guest {
+    config: GuestConfig,
+    memory: GuestMemory,
+    pairs: Vec<QueuePair>,
+    frontend: Option<Frontend>,
+    offered: u64,
+    acked: u64,
+    protocol: VhostUserProtocolFeatures,
+}
+
+impl fmt::Debug for Guest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Guest")
+            .field("connected", &self.frontend.is_some())
+            .field("acked", &format_args!("{:#x}", self.acked))
+            .field("pairs", &self.pairs.len())
+            .field("regions", &self.memory.regions().len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Guest {
+    /// Connects to the switch's socket at `path` and sets the guest up.
+    ///
+    /// # Errors
+    /// [`GuestError`] of the step that failed.
+    pub fn connect(path: &Path, config: GuestConfig) -> Result<Self> {
+        Self::over(connect_stream(path)?, config)
+    }
+
+    /// Sets a guest up over a connected stream.
+    ///
+    /// # Errors
+    /// [`GuestError`] of the step that failed.
+    pub fn over(stream: UnixStream, config: GuestConfig) -> Result<Self> {
+        let mut memory = GuestMemory::new(&config.layout(), config.backing)?;
+        // Address zero stays free: to some device models a ring there is a ring not set up.
+        memory.alloc(0, super::memory::PAGE_BYTES, super::memory::PAGE_BYTES)?;
+        let regions: Vec<usize> = (0..config.regions).collect();
+        let mut pairs = Vec::new();
+        for _ in 0..config.queue_pairs {
+            let mut rx =
+                RxQueue::new(&mut memory, &regions, config.ring_size, &config.rx_segments)?;
+            rx.set_repost(config.rx_repost);
+            let tx = TxQueue::new(&mut memory, &regions, config.ring_size, config.tx)?;
+            pairs.push(QueuePair { rx, tx });
+        }
+        let mut guest = Self {
+            config,
+            memory,
+            pairs,
+            frontend: None,
+            offered: 0,
+            acked: 0,
+            protocol: VhostUserProtocolFeatures::empty(),
+        };
+        guest.attach(stream)?;
+        guest.acked = guest.offered & guest.config.features;
+        guest.boot()?;
+        Ok(guest)
+    }
+
+    /// Opens the session: features offered, protocol features, owner. Sets nothing else.
+    fn attach(&mut self, stream: UnixStream) -> Result<()> {
+        let vrings = 2 * u64::from(self.config.queue_pairs);
+        let mut frontend = Frontend::from_stream(stream, vrings);
+        self.offered = frontend.get_features().named("GET_FEATURES")?;
+        let missing = features::VERSION_1 & !self.offered;
+        if missing != 0 {
+            return Err(GuestError::MissingFeatures { offered: self.offered, missing });
+        }
+        if self.offered & self.config.features & features::PROTOCOL != 0 {
+            let offered = frontend.get_protocol_features().named("GET_PROTOCOL_FEATURES")?;
+            self.protocol = offered & self.config.protocol;
+            frontend.set_protocol_features(self.protocol).named("SET_PROTOCOL_FEATURES")?;
+            if self.protocol.contains(VhostUserProtocolFeatures::MQ) {
+                let offered = frontend.get_queue_num().named("GET_QUEUE_NUM")?;
+                if offered < vrings {
+                    return Err(GuestError::TooFewVrings { offered, wanted: vrings });
+                }
+            }
+        }
+        frontend.set_owner().named("SET_OWNER")?;
+        if self.protocol.contains(VhostUserProtocolFeatures::REPLY_ACK) {
+            frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+        }
+        self.frontend = Some(frontend);
+        Ok(())
+    }
+
+    /// The driver starts: empty rings, memory and rings announced.
+    fn boot(&mut self) -> Result<()> {
+        let event_idx = self.acked & features::EVENT_IDX != 0;
+        let mergeable = self.acked & features::MRG_RXBUF != 0;
+        let indirect = self.acked & features::INDIRECT_DESC != 0;
+        let first_index = self.config.first_index;
+        for pair in &mut self.pairs {
+            pair.rx.reset(event_idx, mergeable, first_index);
+            pair.tx.reset(&mut self.memory, 0, event_idx, indirect)?;
+            pair.tx.ring().start_at(first_index);
+            pair.rx.ring().set_interrupts(self.config.interrupts);
+            pair.tx.ring().set_interrupts(self.config.interrupts);
+        }
+        self.announce()?;
+        self.resume(&vec![first_index; 2 * self.pairs.len()])
+    }
+
+    /// Sends features and memory.
+    fn announce(&mut self) -> Result<()> {
+        let acked = self.acked;
+        self.session()?.set_features(acked).named("SET_FEATURES")?;
+        let infos: Vec<_> = self.memory.regions().iter().map(|region| info(region)).collect();
+        let slots = self.config.memory_slots;
+        let session = self.session()?;
+        if slots {
+            for info in &infos {
+                session.add_mem_region(info).named("ADD_MEM_REG")?;
+            }
+        } else {
+            session.set_mem_table(&infos).named("SET_MEM_TABLE")?;
+        }
+        Ok(())
+    }
+
+    /// Starts all rings, ring `n` from available index `bases[n]`, and kicks each once.
+    ///
+    /// # Errors
+    /// [`GuestError::Request`] of the request that failed.
+    ///
+    /// # Panics
+    /// When there is not one base for each vring.
+    pub fn resume(&mut self, bases: &[u16]) -> Result<()> {
+        assert_eq!(bases.len(), 2 * self.pairs.len(), "one base for each vring");
+        let Self { frontend, pairs, acked, .. } = self;
+        let session = frontend.as_mut().ok_or(GuestError::Detached)?;
+        for ((index, ring), base) in vrings(pairs).zip(bases) {
+            start_ring(session, index, ring, *base)?;
+        }
+        if *acked & features::PROTOCOL != 0 {
+            for index in 0..bases.len() {
+                session.set_vring_enable(index, true).named("SET_VRING_ENABLE")?;
+            }
+        }
+        for (_, ring) in vrings(pairs) {
+            ring.kick();
+        }
+        self.sync()
+    }
+
+    /// Stops all rings, and returns the available index at which the device stopped, by vring.
+    ///
+    /// # Errors
+    /// [`GuestError::Request`] of the request that failed.
+    pub fn stop(&mut self) -> Result<Vec<u16>> {
+        let count = 2 * self.pairs.len();
+        let disable = self.acked & features::PROTOCOL != 0;
+        let session = self.session()?;
+        let mut bases = Vec::with_capacity(count);
+        for index in 0..count {
+            if disable {
+                session.set_vring_enable(index, false).named("SET_VRING_ENABLE")?;
+            }
+            bases.push(session.get_vring_base(index).named("GET_VRING_BASE")? as u16);
+        }
+        Ok(bases)
+    }
+
+    /// Enables or disables both rings of `pair`, which stay set up.
+    ///
+    /// # Errors
+    /// [`GuestError::Request`].
+    pub fn set_enabled(&mut self, pair: usize, enabled: bool) -> Result<()> {
+        let session = self.session()?;
+        for index in [2 * pair, 2 * pair + 1] {
+            session.set_vring_enable(index, enabled).named("SET_VRING_ENABLE")?;
+        }
+        self.sync()
+    }
+
+    /// The guest reboots: rings stop, and a driver that accepts `features` (if offered) starts
+    /// with empty rings.
+    ///
+    /// # Errors
+    /// [`GuestError`] of the step that failed.
+    pub fn reboot(&mut self, features: u64) -> Result<()> {
+        self.stop()?;
+        self.acked = self.offered & (features | features::VERSION_1);
+        if self.config.memory_slots {
+            for region in self.memory.regions().to_vec() {
+                self.session()?.remove_mem_region(&info(&region)).named("REM_MEM_REG")?;
+            }
+        }
+        self.boot()
+    }
+
+    /// Adds a memory region while the guest runs, and announces it; returns its index.
+    ///
+    /// # Errors
+    /// [`GuestError::Memory`] or [`GuestError::Request`].
+    pub fn hot_add(&mut self, spec: RegionSpec) -> Result<usize> {
+        let index = self.memory.add(spec, self.config.backing)?;
+        if self.protocol.contains(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS) {
+            let info = info(&self.memory.regions()[index]);
+            self.session()?.add_mem_region(&info).named("ADD_MEM_REG")?;
+        } else {
+            let infos: Vec<_> = self.memory.regions().iter().map(|region| info(region)).collect();
+            self.session()?.set_mem_table(&infos).named("SET_MEM_TABLE")?;
+        }
+        self.sync()?;
+        Ok(index)
+    }
+
+    /// Takes region `index` away from the device, with REM_MEM_REG.
+    ///
+    /// # Errors
+    /// [`GuestError::Request`].
+    ///
+    /// # Panics
+    /// When there is no such region.
+    pub fn hot_remove(&mut self, index: usize) -> Result<()> {
+        let region = self.memory.remove(index);
+        self.session()?.remove_mem_region(&info(&region)).named("REM_MEM_REG")?;
+        self.sync()
+    }
+
+    /// Hangs up. Memory and rings stay as they are.
+    pub fn disconnect(&mut self) {
+        self.frontend = None;
+    }
+
+    /// Connects to the switch at `path` anew, as after its restart; see [`Self::reconnect_over`].
+    ///
+    /// # Errors
+    /// [`GuestError`] of the step that failed.
+    pub fn reconnect(&mut self, path: &Path) -> Result<()> {
+        self.reconnect_over(connect_stream(path)?)
+    }
+
+    /// Sets the running guest up over a new connection: same features, rings from their used
+    /// indexes, so that what the former switch did not finish is done again.
+    ///
+    /// # Errors
+    /// [`GuestError::MissingFeatures`] when the new switch offers less than the guest has
+    /// accepted; otherwise of the step that failed.
+    pub fn reconnect_over(&mut self, stream: UnixStream) -> Result<()> {
+        self.frontend = None;
+        self.attach(stream)?;
+        let missing = self.acked & !self.offered;
+        if missing != 0 {
+            return Err(GuestError::MissingFeatures { offered: self.offered, missing });
+        }
+        let bases: Vec<u16> = vrings(&mut self.pairs).map(|(_, r)| r.raw_used_idx()).collect();
+        self.announce()?;
+        self.resume(&bases)
+    }
+
+    /// Waits until the back end has handled all requests so far.
+    ///
+    /// # Errors
+    /// [`GuestError::Request`] when the connection is gone.
+    pub fn sync(&mut self) -> Result<()> {
+        self.session()?.get_features().named("GET_FEATURES").map(drop)
+    }
+
+    /// The message layer, for requests beyond those above.
+    ///
+    /// # Errors
+    /// [`GuestError::Detached`].
+    pub fn session(&mut self) -> Result<&mut Frontend> {
+        self.frontend.as_mut().ok_or(GuestError::Detached)
+    }
+
+    /// Feature bits the back end offered.
+    pub fn offered(&self) -> u64 {
+        self.offered
+    }
+
+    /// Feature bits negotiated.
+    pub fn acked(&self) -> u64 {
+        self.acked
+    }
+
+    /// Protocol features negotiated.
+    pub fn protocol(&self) -> VhostUserProtocolFeatures {
+        self.protocol
+    }
+
+    /// Guest memory.
+    pub fn memory(&mut self) -> &mut GuestMemory {
+        &mut self.memory
+    }
+
+    /// Queue pair `index`.
+    ///
+    /// # Panics
+    /// When there is no such pair.
+    pub fn pair(&mut self, index: usize) -> &mut QueuePair {
+        &mut self.pairs[index]
+    }
+
+    /// All queue pairs, for threads to share.
+    pub fn pairs(&mut self) -> &mut [QueuePair] {
+        &mut self.pairs
+    }
+
+    /// The transmit queue of the first pair.
+    pub fn tx(&mut self) -> &mut TxQueue {
+        &mut self.pairs[0].tx
+    }
+
+    /// The receive queue of the first pair.
+    pub fn rx(&mut self) -> &mut RxQueue {
+        &mut self.pairs[0].rx
+    }
+
+    /// Sends one frame on the first pair, waiting a bounded time for room.
+    ///
+    /// # Errors
+    /// [`GuestError::Tx`]; with [`TxError::Full`] when the device takes nothing any more.
+    pub fn send(&mut self, frame: &[u8]) -> Result<()> {
+        let deadline = Deadline::after(SEND_TIMEOUT);
+        let tx = self.tx();
+        loop {
+            match tx.send(frame) {
+                Err(TxError::Full { .. }) if tx.ring().wait(deadline)? => {}
+                outcome => return Ok(outcome?),
+            }
+        }
+    }
+
+    /// The next frame on the first pair, waiting for it up to `timeout`; `None` when none came.
+    ///
+    /// # Errors
+    /// [`GuestError::Device`].
+    pub fn recv(&mut self, timeout: Duration) -> Result<Option<(VirtioNetHdr, Vec<u8>)>> {
+        Ok(self.rx().recv(timeout)?)
+    }
+}
+
+fn connect_stream(path: &Path) -> Result<UnixStream> {
+    UnixStream::connect(path).map_err(|source| GuestError::Socket { path: path.into(), source })
+}
+
+/// All rings with their vring index, in its order.
+fn vrings(pairs: &mut [QueuePair]) -> impl Iterator<Item = (usize, &mut Vring)> {
+    pairs.iter_mut().flat_map(|pair| [pair.rx.ring(), pair.tx.ring()]).enumerate()
+}
+
+fn start_ring(session: &Frontend, index: usize, ring: &Vring, base: u16) -> Result<()> {
+    let addresses = VringConfigData {
+        queue_max_size: ring.size(),
+        queue_size: ring.size(),
+        flags: 0,
+        desc_table_addr: ring.desc_table().user_addr(),
+        used_ring_addr: ring.used().user_addr(),
+        avail_ring_addr: ring.avail().user_addr(),
+        log_addr: None,
+    };
+    session.set_vring_num(index, ring.size()).named("SET_VRING_NUM")?;
+    session.set_vring_base(index, base).named("SET_VRING_BASE")?;
+    session.set_vring_addr(index, &addresses).named("SET_VRING_ADDR")?;
+    session.set_vring_kick(index, ring.kick_fd()).named("SET_VRING_KICK")?;
+    session.set_vring_call(index, ring.call_fd()).named("SET_VRING_CALL")
+}
+
+/// A region as the messages describe it.
+pub fn info(region: &Region) -> VhostUserMemoryRegionInfo {
+    VhostUserMemoryRegionInfo {
+        guest_phys_addr: region.gpa(),
+        memory_size: region.len() as u64,
+        userspace_addr: region.user_addr(),
+        mmap_offset: region.file_offset(),
+        mmap_handle: region.file().as_raw_fd(),
+    }
+}
