@@ -1,11 +1,19 @@
 //! The switch.
 
+pub mod clock;
 pub mod control;
-//! x
 pub mod fdb;
 pub mod flow;
-pub mod vhost;
-pub mod wire;
-
+pub mod frame;
+pub mod offload;
+pub mod pipeline;
+pub mod pmd;
+pub mod port;
+pub mod software;
+pub mod stats;
+pub mod tables;
 #[cfg(feature = "testing")]
 pub mod testing;
+pub mod vhost;
+pub mod vring;
+pub mod wire;

@@ -241,6 +241,13 @@ impl GuestMap {
         self.regions.len()
     }
 
+    /// Guest address and size in bytes of each region, by address.
+    pub fn regions(&self) -> Vec<(u64, u64)> {
+        let mut regions: Vec<_> = self.regions.iter().map(|r| (r.spec.gpa, r.spec.size)).collect();
+        regions.sort_unstable();
+        regions
+    }
+
     /// Total size in bytes.
     pub fn size_bytes(&self) -> u64 {
         self.regions.iter().map(|r| r.spec.size).sum()
@@ -273,6 +280,12 @@ impl GuestMap {
         })
     }
 
+    /// Like [`GuestMap::slice_by_vmm_addr`], and keeps the map alive: what a ring holds on to.
+    pub fn pin(self: &Arc<Self>, addr: u64, len: u32) -> Option<PinnedSlice> {
+        let GuestSlice { ptr, len, .. } = self.slice_by_vmm_addr(addr, len)?;
+        Some(PinnedSlice { ptr, len, _map: Arc::clone(self) })
+    }
+
     /// The `len` bytes at address `addr` of the VMM's address space, as SET_VRING_ADDR gives it.
     pub fn slice_by_vmm_addr(&self, addr: u64, len: u32) -> Option<GuestSlice<'_>> {
         self.regions.iter().find_map(|r| {
@@ -293,6 +306,28 @@ fn within<'m>(span: &Span, gpa: u64, len: u32) -> Option<GuestSlice<'m>> {
     None
 }
 
+/// A part of a guest's memory together with the map that keeps it mapped.
+#[derive(Debug)]
+pub struct PinnedSlice {
+    ptr: NonNull<u8>,
+    len: u32,
+    _map: Arc<GuestMap>,
+}
+
+// SAFETY: `ptr` points into the map, which is Send and Sync; bytes are only touched through
+// `GuestSlice`, which never makes references.
+unsafe impl Send for PinnedSlice {}
+// SAFETY: as for Send.
+unsafe impl Sync for PinnedSlice {}
+
+impl PinnedSlice {
+    /// The slice, for as long as this value is borrowed.
+    #[inline]
+    pub fn get(&self) -> GuestSlice<'_> {
+        GuestSlice { ptr: self.ptr, len: self.len, map: PhantomData }
+    }
+}
+
 /// Bytes of a guest: within one region, mapped while `'m` lasts, changing at any time.
 #[derive(Debug, Clone, Copy)]
 pub struct GuestSlice<'m> {
@@ -302,6 +337,20 @@ pub struct GuestSlice<'m> {
 }
 
 impl<'m> GuestSlice<'m> {
+    /// A slice of no bytes.
+    #[inline]
+    pub const fn empty() -> Self {
+        Self { ptr: NonNull::dangling(), len: 0, map: PhantomData }
+    }
+
+    /// A slice of private memory, so that software-made frames travel as guests' frames do. The
+    /// exclusive borrow lasts as long as the slice.
+    #[inline]
+    pub fn of_private(bytes: &'m mut [u8]) -> Self {
+        let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        Self { ptr: NonNull::from(bytes).cast(), len, map: PhantomData }
+    }
+
     /// Length in bytes.
     #[inline]
     pub fn len(&self) -> u32 {
@@ -368,6 +417,22 @@ impl<'m> GuestSlice<'m> {
     #[inline]
     pub fn prefetch(&self, offset: u32) {
         prefetch(self.ptr.as_ptr().wrapping_add(offset as usize));
+    }
+
+    /// Hints that all of a frame's worth of bytes will be read.
+    #[inline]
+    pub fn prefetch_all(&self) {
+        let mut offset = 0;
+        while offset < self.len.min(1536) {
+            self.prefetch(offset);
+            offset += 64;
+        }
+    }
+
+    /// Hints that the cache line at `offset` will be written.
+    #[inline]
+    pub fn prefetch_write(&self, offset: u32) {
+        prefetch_write(self.ptr.as_ptr().wrapping_add(offset as usize));
     }
 
     /// A `u16` at `offset` bytes as an atomic, e.g. `avail.idx`; `None` if misaligned or outside.
@@ -442,6 +507,18 @@ pub fn prefetch(at: *const u8) {
     // SAFETY: a prefetch never faults and changes no memory.
     unsafe {
         std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
+/// Hints that the cache line at `at` will be written. Any address is allowed.
+#[inline]
+pub fn prefetch_write(at: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch never faults and changes no memory.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_ET0 }>(at.cast());
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = at;

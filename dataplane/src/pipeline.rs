@@ -1,0 +1,439 @@
+//! A packet's way, in one place.
+//!
+//! [`Worker::run`] takes one burst from one vport and runs it to completion:
+//!
+//! ```text
+//! 1. take     chains from the guest, heads copied to scratch    vring::tx   truncated, too long ...
+//! 2. judge    each frame by the copy of its head:
+//!             anti-spoof, learning, FDB                         decide()    spoofed, no route ...
+//! 3. deliver  frames grouped by egress vring, each vring
+//!             entered once: offload, copy, publish              deliver()   link down, ring full ...
+//! 4. account  conservation: received = forwarded + drops
+//! 5. give back the chains to the sender, published once         vring::tx
+//! ```
+//!
+//! Nothing here allocates, locks another vring than the one it fills, or makes a system call,
+//! besides telling a guest that asked for it that buffers were used.
+
+use arrayvec::ArrayVec;
+
+use crate::fdb::{Fdb, Seen};
+use crate::flow::{self, HashSeed, L2};
+use crate::frame::{Batch, Scratch};
+use crate::offload::{self, Abilities, Action, Offload, OffloadError};
+use crate::pmd::{Report, Reports};
+use crate::port::cell::LiveRing;
+use crate::port::{PortId, Vport};
+use crate::software::Software;
+use crate::stats::{DropReason, Egress, Ingress, PmdCounters};
+use crate::tables::{Tables, UnknownUnicast};
+use crate::vring::rx::{Fill, Refusal};
+use crate::vring::{BURST, RingFault, VNET_HDR};
+use crate::wire::VirtioNetHdr;
+use crate::wire::ethernet::GROUP_BIT;
+
+/// A frame with nothing left to do.
+const PLAIN: Offload = Offload::Done { is_checked: false };
+
+/// Where a frame goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Decision {
+    /// To one vport.
+    Output(PortId),
+    /// To every other vport of the segment.
+    Flood,
+    /// Nowhere.
+    Drop(DropReason),
+}
+
+/// All that a burst is judged by; borrowed for one burst.
+#[derive(Debug)]
+pub struct Burst<'a> {
+    /// The vport the frames come from.
+    pub vport: &'a Vport,
+    /// Its ingress counters of the vring the frames come from.
+    pub counters: &'a Ingress,
+    /// The published tables.
+    pub tables: &'a Tables,
+    /// The forwarding database.
+    pub fdb: &'a Fdb,
+    /// To the control thread.
+    pub reports: &'a Reports,
+    /// Counters of the PMD at work.
+    pub pmd: &'a PmdCounters,
+}
+
+/// What one PMD needs to run bursts: scratch memory, made once.
+#[derive(Debug)]
+pub struct Worker {
+    scratch: [Scratch; BURST],
+    decisions: [Decision; BURST],
+    offloads: [Offload; BURST],
+    /// Why a frame was not forwarded, or nothing: at least one copy of it was.
+    fates: [Option<DropReason>; BURST],
+    software: Software,
+    hash_seed: HashSeed,
+    burst_frames: u16,
+    now_s: u32,
+}
+
+/// Frames of a burst for one egress vring, in order.
+#[derive(Debug)]
+struct Bin {
+    port: PortId,
+    queue: u16,
+    frames: ArrayVec<u8, BURST>,
+}
+
+impl Worker {
+    /// A worker that takes up to `burst_frames` frames at once. All PMDs share one `hash_seed`, so
+    /// that a flow stays on its receive ring whoever delivers it.
+    pub fn new(burst_frames: u16, hash_seed: HashSeed) -> Self {
+        Self {
+            scratch: [Scratch::EMPTY; BURST],
+            decisions: [Decision::Flood; BURST],
+            offloads: [PLAIN; BURST],
+            fates: [None; BURST],
+            software: Software::new(),
+            hash_seed,
+            burst_frames: burst_frames.clamp(1, BURST as u16),
+            now_s: 0,
+        }
+    }
+
+    /// Tells the time, in seconds, for ageing of learned addresses.
+    pub fn set_now(&mut self, now_s: u32) {
+        self.now_s = now_s;
+    }
+
+    /// Runs one burst to completion. Returns how many frames the guest had.
+    ///
+    /// # Errors
+    /// The guest's ring is broken. The frames taken before the fault were dealt with.
+    pub fn run(&mut self, burst: &Burst<'_>, live: &mut LiveRing) -> Result<u32, RingFault> {
+        if live.map.is_dead() {
+            return Err(RingFault::MemoryLost);
+        }
+        let mut batch = Batch::new();
+        let sender = live.abilities;
+        let taken = live.ring.pop(&live.map, &mut batch, &mut self.scratch, self.burst_frames);
+        let n = batch.frames.len();
+        if n == 0 {
+            return taken.map(|()| 0);
+        }
+        burst.counters.in_hand.set(n as u64);
+
+        self.judge(burst, &batch, sender);
+        self.forward(burst, &batch);
+        self.account(burst, &batch);
+
+        live.ring.complete(&batch);
+        burst.counters.in_hand.set(0);
+        taken.map(|()| n as u32)
+    }
+
+    /// Step 2: what becomes of each frame.
+    fn judge(&mut self, burst: &Burst<'_>, batch: &Batch<'_>, sender: Abilities) {
+        for (at, frame) in batch.frames.iter().enumerate() {
+            let judged = match frame.drop {
+                Some(reason) => Err(reason),
+                None => {
+                    let head = &self.scratch[at].head()[..usize::from(frame.head_len)];
+                    let asked = VirtioNetHdr::parse(self.scratch[at].vnet());
+                    judge(burst, &asked, head, frame.len, sender, self.now_s)
+                }
+            };
+            let (offload, decision) = match judged {
+                Ok(judged) => judged,
+                Err(reason) => (PLAIN, Decision::Drop(reason)),
+            };
+            self.offloads[at] = offload;
+            self.decisions[at] = decision;
+            // Until a copy is delivered; a flood may find no other vport.
+            self.fates[at] = Some(match decision {
+                Decision::Drop(reason) => reason,
+                Decision::Output(_) | Decision::Flood => DropReason::NoReceiver,
+            });
+        }
+    }
+
+    /// Step 3: groups the frames by egress vring, and fills one vring after the other.
+    fn forward(&mut self, burst: &Burst<'_>, batch: &Batch<'_>) {
+        let mut bins = ArrayVec::<Bin, BURST>::new();
+        let mut floods = ArrayVec::<u8, BURST>::new();
+        for at in 0..batch.frames.len() {
+            match self.decisions[at] {
+                Decision::Drop(_) => {}
+                Decision::Flood => floods.push(at as u8),
+                Decision::Output(port) => {
+                    let queue = self.queue_of(burst.tables, port, batch, at);
+                    // Mostly a burst has one destination, and it is the last bin's.
+                    let known = bins.iter_mut().rev().find(|b| b.port == port && b.queue == queue);
+                    match known {
+                        Some(bin) => bin.frames.push(at as u8),
+                        None => {
+                            let mut frames = ArrayVec::new();
+                            frames.push(at as u8);
+                            bins.push(Bin { port, queue, frames });
+                        }
+                    }
+                }
+            }
+        }
+        for bin in &bins {
+            if let Some(vport) = burst.tables.port(bin.port) {
+                self.deliver(burst, batch, vport, bin.queue, &bin.frames);
+            }
+        }
+        if !floods.is_empty()
+            && let Some(segment) = burst.tables.segment(burst.vport.rules.segment)
+        {
+            for &member in segment.members.iter().filter(|&&member| member != burst.vport.id) {
+                if let Some(vport) = burst.tables.port(member) {
+                    self.deliver(burst, batch, vport, 0, &floods);
+                }
+            }
+        }
+    }
+
+    /// The receive ring of `port` for a frame: flows spread over its queue pairs.
+    #[inline]
+    fn queue_of(&self, tables: &Tables, port: PortId, batch: &Batch<'_>, at: usize) -> u16 {
+        let rings = tables.port(port).map_or(0, |vport| vport.rx_enabled());
+        if rings <= 1 {
+            return 0;
+        }
+        let frame = &batch.frames[at];
+        let head = &self.scratch[at].head()[..usize::from(frame.head_len)];
+        let hash = flow::parse(head, frame.len).map_or(0, |parsed| parsed.hash(&self.hash_seed));
+        // Multiply and shift instead of a division: the high bits choose the ring.
+        (((hash >> 32) * u64::from(rings)) >> 32) as u16
+    }
+
+    /// Writes `frames` to one receive ring of `vport`: one lock, one publication.
+    fn deliver(
+        &mut self,
+        burst: &Burst<'_>,
+        batch: &Batch<'_>,
+        vport: &Vport,
+        queue: u16,
+        frames: &[u8],
+    ) {
+        let slot = vport.rx.get(usize::from(queue)).and_then(|rx| Some((rx, rx.cell.enter()?)));
+        let Some((rx, mut slot)) = slot else {
+            // The control thread is changing the ring. Nothing was offered to it.
+            self.refuse(frames, DropReason::LinkDown);
+            return;
+        };
+        burst.counters.copies.add(frames.len() as u64);
+        rx.counters.offered_frames.add(frames.len() as u64);
+        let filled = match slot.live().filter(|live| live.enabled) {
+            None => Ok(0),
+            Some(live) if live.map.is_dead() => Err(RingFault::MemoryLost),
+            Some(live) => self.fill(batch, live, frames, &rx.counters),
+        };
+        // What no buffer was tried for met a ring that is down, or broke just now.
+        let tried = *filled.as_ref().unwrap_or(&0);
+        let down = &frames[tried..];
+        rx.counters.drops.add(DropReason::LinkDown, down.len() as u64);
+        self.refuse(down, DropReason::LinkDown);
+        if let Err(fault) = filled {
+            slot.break_with(fault);
+            let vring = queue * 2;
+            burst.reports.send(Report::Broken { port: vport.id, vring, fault });
+        }
+    }
+
+    /// Fills the ring with `frames`; returns how many were tried.
+    fn fill(
+        &mut self,
+        batch: &Batch<'_>,
+        live: &mut LiveRing,
+        frames: &[u8],
+        counters: &Egress,
+    ) -> Result<usize, RingFault> {
+        let receiver = live.abilities;
+        let mut fill = live.ring.fill(&live.map, frames.len(), live.mergeable)?;
+        let (mut delivered, mut bytes, mut fault) = (0, 0, None);
+        let mut tried = frames.len();
+        for (n, &at) in frames.iter().enumerate() {
+            let at = usize::from(at);
+            if let Some(&next) = frames.get(n + 1) {
+                batch.frames[usize::from(next)].body.prefetch_all();
+            }
+            let frame = &batch.frames[at];
+            match self.push(batch, at, receiver, &mut fill) {
+                Ok(()) => {
+                    delivered += 1;
+                    bytes += u64::from(frame.len);
+                    self.fates[at] = None;
+                }
+                Err(Refusal::Drop(reason)) => {
+                    counters.drops.add(reason, 1);
+                    self.refuse(&[at as u8], reason);
+                }
+                Err(Refusal::Fault(broken)) => {
+                    fault = Some(broken);
+                    tried = n;
+                    break;
+                }
+            }
+        }
+        fill.finish();
+        counters.delivered_frames.add(delivered);
+        counters.delivered_bytes.add(bytes);
+        fault.map_or(Ok(tried), Err)
+    }
+
+    /// Writes one frame, as the receiver can take it.
+    #[inline]
+    fn push(
+        &mut self,
+        batch: &Batch<'_>,
+        at: usize,
+        receiver: Abilities,
+        fill: &mut Fill<'_>,
+    ) -> Result<(), Refusal> {
+        let frame = &batch.frames[at];
+        let scratch = &mut self.scratch[at];
+        let end = VNET_HDR + usize::from(frame.head_len);
+        match self.offloads[at].for_receiver(receiver) {
+            Action::Pass(header) => {
+                *scratch.vnet_mut() = header.to_bytes();
+                fill.push(&mut scratch.all_mut()[..end], batch.tail(frame), frame.len)
+            }
+            Action::Checksum(work) => {
+                let head = &scratch.all()[VNET_HDR..end];
+                self.software.checksum(&work, head, batch.tail(frame), fill)
+            }
+            Action::Segment(work) => {
+                let head = &scratch.all()[VNET_HDR..end];
+                self.software.segment(&work, head, batch.tail(frame), fill)
+            }
+        }
+    }
+
+    /// Notes why frames were not delivered; a frame that someone got stays forwarded.
+    fn refuse(&mut self, frames: &[u8], reason: DropReason) {
+        for &at in frames {
+            let fate = &mut self.fates[usize::from(at)];
+            if *fate == Some(DropReason::NoReceiver) {
+                *fate = Some(reason);
+            }
+        }
+    }
+
+    /// Step 4: every frame received is forwarded or dropped for one reason.
+    fn account(&self, burst: &Burst<'_>, batch: &Batch<'_>) {
+        let (mut bytes, mut forwarded) = (0, 0);
+        for (frame, fate) in batch.frames.iter().zip(&self.fates) {
+            bytes += u64::from(frame.len);
+            match fate {
+                None => forwarded += 1,
+                Some(reason) => burst.counters.drops.add(*reason, 1),
+            }
+        }
+        burst.counters.received_frames.add(batch.frames.len() as u64);
+        burst.counters.received_bytes.add(bytes);
+        burst.counters.forwarded_frames.add(forwarded);
+    }
+}
+
+/// Step 2 for one frame, of which `head` is the copy that is judged: the stages in order, each with
+/// its own reasons to drop.
+///
+/// # Errors
+/// Why the frame goes nowhere.
+#[inline]
+pub fn judge(
+    burst: &Burst<'_>,
+    asked: &VirtioNetHdr,
+    head: &[u8],
+    frame_len: u32,
+    sender: Abilities,
+    now_s: u32,
+) -> Result<(Offload, Decision), DropReason> {
+    let l2 = flow::l2(head, frame_len).map_err(|_| DropReason::Malformed)?;
+    let offload = check_offload(burst.vport, asked, head, frame_len, sender)?;
+    anti_spoof(burst.vport, &l2)?;
+    learn(burst, &l2, now_s);
+    Ok((offload, route(burst.vport, burst.tables, burst.fdb, &l2)))
+}
+
+/// What is left to do to a frame, if it asks only for what it may and fits the vport's MTU.
+///
+/// # Errors
+/// Why the frame goes nowhere.
+#[inline]
+pub fn check_offload(
+    vport: &Vport,
+    asked: &VirtioNetHdr,
+    head: &[u8],
+    frame_len: u32,
+    sender: Abilities,
+) -> Result<Offload, DropReason> {
+    let offload = offload::check(asked, head, frame_len, sender).map_err(|error| match error {
+        OffloadError::ChecksumNotNegotiated | OffloadError::SegmentationNotNegotiated { .. } => {
+            DropReason::OffloadNotNegotiated
+        }
+        _ => DropReason::BadOffload,
+    })?;
+    let longest = match &offload {
+        Offload::Segment(work) => work.max_segment_len() as u32,
+        Offload::Done { .. } | Offload::Checksum(_) => frame_len,
+    };
+    if longest > vport.rules.max_frame_bytes { Err(DropReason::TooLong) } else { Ok(offload) }
+}
+
+/// Whether the vport may use this source address.
+#[inline]
+pub fn anti_spoof(vport: &Vport, l2: &L2) -> Result<(), DropReason> {
+    if l2.src & GROUP_BIT != 0 {
+        // A group address can not be a source (IEEE 802.3, clause 3.2.3).
+        return Err(DropReason::Malformed);
+    }
+    match vport.rules.mac {
+        Some(mac) if vport.rules.anti_spoof && mac != l2.src => Err(DropReason::Spoofed),
+        _ => Ok(()),
+    }
+}
+
+/// Tells the FDB that the source was seen, and the control thread if that is news.
+#[inline]
+fn learn(burst: &Burst<'_>, l2: &L2, now_s: u32) {
+    let rules = &burst.vport.rules;
+    if !rules.learning || rules.mac == Some(l2.src) {
+        return;
+    }
+    let port = burst.vport.id;
+    match burst.fdb.seen(rules.segment, l2.src, port, now_s) {
+        // A static entry elsewhere wins; replies go there, and the operator sees both.
+        Seen::Fresh | Seen::Refreshed | Seen::Held { .. } => {}
+        Seen::Unknown | Seen::Moved { .. } => {
+            let sighted = Report::Sighted { segment: rules.segment, mac: l2.src, port };
+            if !burst.reports.send(sighted) {
+                burst.pmd.learn_overflow.add(1);
+            }
+        }
+    }
+}
+
+/// Where the destination address is.
+#[inline]
+pub fn route(vport: &Vport, tables: &Tables, fdb: &Fdb, l2: &L2) -> Decision {
+    let segment = vport.rules.segment;
+    if l2.is_to_group() {
+        return Decision::Flood;
+    }
+    match fdb.lookup(segment, l2.dst) {
+        Some(port) if port == vport.id => Decision::Drop(DropReason::Hairpin),
+        // The check keeps segments apart even while an entry is being replaced.
+        Some(port) if tables.port(port).is_some_and(|out| out.rules.segment == segment) => {
+            Decision::Output(port)
+        }
+        _ => match tables.segment(segment).map(|segment| segment.unknown_unicast) {
+            Some(UnknownUnicast::Flood) => Decision::Flood,
+            Some(UnknownUnicast::Drop) | None => Decision::Drop(DropReason::NoRoute),
+        },
+    }
+}

@@ -1,0 +1,241 @@
+//! PMD threads: pinned threads that poll transmit rings and run each burst to completion.
+//!
+//! ```text
+//!            visit                 frames or kick
+//! (plan) ----------> polled <----------------------- armed
+//!                      |   no frame for idle_before_sleep   ^
+//!                      '------------------------------------'
+//! ```
+//!
+//! A polled ring costs one look at its available index per round. A ring without traffic is armed:
+//! the guest is asked to kick, the ring is looked at once more, and it leaves the rounds. So 400
+//! idle ports cost the busy ones nothing. While there are polled rings the thread asks its epoll
+//! for kicks now and then; when there are none it sleeps in it, and uses no CPU at all.
+//!
+//! [`assign`] says which PMD polls which ring, [`mailbox`] tells it, [`run`] is the loop.
+
+pub mod assign;
+pub mod mailbox;
+pub mod run;
+
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use crossbeam::queue::ArrayQueue;
+use nix::sys::epoll::{Epoll, EpollCreateFlags};
+
+use crate::fdb::Fdb;
+use crate::flow::HashSeed;
+use crate::port::{PortId, Vport};
+use crate::stats::PmdCounters;
+use crate::tables::Published;
+use crate::vhost::eventfd::EventFd;
+use crate::vring::RingFault;
+
+use assign::Plan;
+use mailbox::Mailbox;
+
+/// How a PMD thread behaves; the same for all.
+#[derive(Debug, Clone, Copy)]
+pub struct PmdConfig {
+    /// Frames taken from one ring before the next one's turn; at most [`crate::vring::BURST`].
+    pub burst_frames: u16,
+    /// How long a ring is polled without a frame before it is armed, in microseconds.
+    pub idle_before_sleep_us: u32,
+    /// How often a busy PMD looks for kicks of armed rings, in microseconds.
+    pub kick_check_us: u32,
+}
+
+impl Default for PmdConfig {
+    fn default() -> Self {
+        Self { burst_frames: 32, idle_before_sleep_us: 200, kick_check_us: 25 }
+    }
+}
+
+/// What a PMD has to tell the control thread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Report {
+    /// A source address that the FDB does not have at this port.
+    Sighted {
+        /// Segment of the port.
+        segment: u16,
+        /// The address as a number.
+        mac: u64,
+        /// The port.
+        port: PortId,
+    },
+    /// A ring broke and was taken out of use.
+    Broken {
+        /// Its port.
+        port: PortId,
+        /// Its index as vhost-user counts: 2 q receives, 2 q + 1 transmits.
+        vring: u16,
+        /// Why.
+        fault: RingFault,
+    },
+}
+
+/// From PMD threads to the control thread: bounded, so that a guest that invents addresses makes
+/// no one else wait; what does not fit is counted.
+#[derive(Debug)]
+pub struct Reports {
+    queue: ArrayQueue<Report>,
+    wake: EventFd,
+}
+
+impl Reports {
+    /// Room for `capacity` reports.
+    pub fn new(capacity: usize) -> io::Result<Self> {
+        Ok(Self { queue: ArrayQueue::new(capacity), wake: EventFd::new()? })
+    }
+
+    /// Hands over a report; `false`: there was no room.
+    pub fn send(&self, report: Report) -> bool {
+        let was_empty = self.queue.is_empty();
+        let taken = self.queue.push(report).is_ok();
+        if was_empty {
+            self.wake.signal();
+        }
+        taken
+    }
+
+    /// The next report.
+    pub fn take(&self) -> Option<Report> {
+        self.queue.pop()
+    }
+
+    /// Readable when there may be reports.
+    pub fn wake(&self) -> &EventFd {
+        &self.wake
+    }
+}
+
+/// What PMD threads share with each other and the control thread.
+#[derive(Debug, Clone)]
+pub struct Shared {
+    /// The published tables.
+    pub tables: Published,
+    /// The forwarding database.
+    pub fdb: Arc<Fdb>,
+    /// To the control thread.
+    pub reports: Arc<Reports>,
+    /// Spreads flows over receive rings; the same for all PMDs.
+    pub hash_seed: HashSeed,
+}
+
+/// The control side of one PMD thread. Dropping it ends the thread.
+#[derive(Debug)]
+pub struct Pmd {
+    /// Its number, by the order of the configured cores.
+    pub index: u32,
+    /// The core it is pinned to.
+    pub core: usize,
+    /// How rings are handed to it.
+    pub mailbox: Arc<Mailbox>,
+    /// The epoll that watches kicks of its rings.
+    pub epoll: Arc<Epoll>,
+    /// What it did so far.
+    pub counters: Arc<PmdCounters>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Pmd {
+    /// Starts a PMD thread on `core`.
+    ///
+    /// # Errors
+    /// The core does not exist or may not be used by this process; or no descriptor or thread.
+    pub fn spawn(index: u32, core: usize, config: PmdConfig, shared: Shared) -> io::Result<Self> {
+        let core_id = core_affinity::get_core_ids()
+            .unwrap_or_default()
+            .into_iter()
+            .find(|id| id.id == core)
+            .ok_or_else(|| {
+                let what = format!(
+                    "PMD core {core} does not exist or is outside this process's CPU set; \
+                     set pmd.cores to cores from `taskset -pc $$`"
+                );
+                io::Error::new(io::ErrorKind::InvalidInput, what)
+            })?;
+        let epoll = Arc::new(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?);
+        let mailbox = Arc::new(Mailbox::new(&epoll)?);
+        let counters = Arc::new(PmdCounters::default());
+        let looper = run::Loop::new(
+            index,
+            config,
+            shared,
+            Arc::clone(&mailbox),
+            Arc::clone(&epoll),
+            Arc::clone(&counters),
+        );
+        let thread =
+            std::thread::Builder::new().name(format!("slipway-pmd{index}")).spawn(move || {
+                if !core_affinity::set_for_current(core_id) {
+                    tracing::warn!(core, "PMD thread could not be pinned");
+                }
+                looper.run();
+            })?;
+        Ok(Self { index, core, mailbox, epoll, counters, thread: Some(thread) })
+    }
+
+    /// Whether the thread is gone, which it should not be.
+    pub fn has_ended(&self) -> bool {
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+}
+
+/// All PMD threads and the plan of which ring is whose.
+#[derive(Debug)]
+pub struct Pmds {
+    threads: Vec<Pmd>,
+    plan: Mutex<Plan>,
+}
+
+impl Pmds {
+    /// Starts one PMD thread per core.
+    ///
+    /// # Errors
+    /// As [`Pmd::spawn`]; then none is left running.
+    pub fn spawn(cores: &[usize], config: PmdConfig, shared: &Shared) -> io::Result<Self> {
+        let spawn = |(index, &core)| Pmd::spawn(index as u32, core, config, shared.clone());
+        let threads = cores.iter().enumerate().map(spawn).collect::<io::Result<Vec<_>>>()?;
+        let plan = Mutex::new(Plan::new(threads.len()));
+        Ok(Self { threads, plan })
+    }
+
+    /// The threads, by number.
+    pub fn threads(&self) -> &[Pmd] {
+        &self.threads
+    }
+
+    /// Plans one more ring; returns its PMD.
+    pub fn assign(&self) -> u32 {
+        self.plan.lock().unwrap_or_else(PoisonError::into_inner).add()
+    }
+
+    /// Takes one ring off the plan of `pmd`.
+    pub fn unassign(&self, pmd: u32) {
+        self.plan.lock().unwrap_or_else(PoisonError::into_inner).remove(pmd);
+    }
+
+    /// The epoll that watches kicks for `pmd`.
+    pub fn epoll(&self, pmd: u32) -> &Arc<Epoll> {
+        &self.threads[pmd as usize].epoll
+    }
+
+    /// Has `pmd` poll a transmit ring from now on.
+    pub fn visit(&self, pmd: u32, vport: &Arc<Vport>, queue: u16) {
+        self.threads[pmd as usize].mailbox.visit(Arc::clone(vport), queue);
+    }
+}
+
+impl Drop for Pmd {
+    fn drop(&mut self) {
+        self.mailbox.stop();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!(pmd = self.index, "PMD thread panicked");
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! Vports: what the switch knows of one logical port, shared by all threads.
+//!
+//! A [`Vport`] is created by the control plane, published in the tables, and lives until the last
+//! PMD let go of it. Its identity and its rules never change; its rings come and go with the front
+//! end ([`cell`]). [`vhost_user`] is the control side of a vhost-user port.
+
+pub mod cell;
+pub mod vhost_user;
+pub mod watch;
+
+use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
+
+pub use crate::fdb::PortId;
+use crate::stats::{Egress, Ingress};
+
+use cell::RingCell;
+use vhost_user::Link;
+
+/// What a vport may do; set when it is created.
+#[derive(Debug, Clone)]
+pub struct VportRules {
+    /// The segment it belongs to: the dense number of its VNI on this host.
+    pub segment: u16,
+    /// Its MAC address as a number, if it has a fixed one.
+    pub mac: Option<u64>,
+    /// Only `mac` may be used as source address.
+    pub anti_spoof: bool,
+    /// Source addresses are learned.
+    pub learning: bool,
+    /// How many addresses may be learned.
+    pub mac_quota: u32,
+    /// Longest frame that is not a TSO or USO segment, in bytes with Ethernet header.
+    pub max_frame_bytes: u32,
+}
+
+/// The guest's transmit ring: the switch takes frames from it.
+#[derive(Debug, Default)]
+pub struct TxQueue {
+    /// The ring.
+    pub cell: RingCell,
+    /// Frames taken; written under the cell's lock.
+    pub counters: Ingress,
+    /// The PMD that polls it, by the plan.
+    pub owner: AtomicU32,
+}
+
+/// The guest's receive ring: the switch writes frames to it.
+#[derive(Debug, Default)]
+pub struct RxQueue {
+    /// The ring.
+    pub cell: RingCell,
+    /// Frames delivered; written under the cell's lock.
+    pub counters: Egress,
+}
+
+/// One logical port of the switch.
+#[derive(Debug)]
+pub struct Vport {
+    /// Its number: its place in the tables. Used again once the port is gone.
+    pub id: PortId,
+    /// Its name in the API.
+    pub name: String,
+    /// What it may do.
+    pub rules: VportRules,
+    /// Transmit rings of its guest, one per queue pair.
+    pub tx: Box<[TxQueue]>,
+    /// Receive rings of its guest, one per queue pair.
+    pub rx: Box<[RxQueue]>,
+    /// How many receive rings, counted from the first, are enabled.
+    rx_enabled: AtomicU16,
+    /// How its link is.
+    pub link: Link,
+}
+
+impl Vport {
+    /// A vport without rings.
+    pub fn new(id: PortId, name: String, rules: VportRules, queue_pairs: u16) -> Self {
+        Self {
+            id,
+            name,
+            rules,
+            tx: (0..queue_pairs).map(|_| TxQueue::default()).collect(),
+            rx: (0..queue_pairs).map(|_| RxQueue::default()).collect(),
+            rx_enabled: AtomicU16::new(0),
+            link: Link::default(),
+        }
+    }
+
+    /// Says how many receive rings, from the first on, take frames.
+    pub fn set_rx_enabled(&self, n: u16) {
+        self.rx_enabled.store(n, Ordering::Relaxed);
+    }
+
+    /// Receive rings to spread frames over; 0: the link is down.
+    #[inline]
+    pub fn rx_enabled(&self) -> u16 {
+        self.rx_enabled.load(Ordering::Relaxed)
+    }
+}
+
+/// Names the vring of `queue` of `port` in events of a PMD's epoll.
+pub fn ring_tag(port: PortId, queue: u16) -> u64 {
+    u64::from(port.0) << 16 | u64::from(queue)
+}

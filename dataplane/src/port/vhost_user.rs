@@ -1,0 +1,261 @@
+//! A vhost-user port: what the front end's set-up means for the vport and the PMDs.
+//!
+//! The vhost control thread calls [`VhostUserPort`] with complete rings; this checks them against
+//! the guest's memory, puts them where the PMDs find them, and takes them back.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use vhost::vhost_user::message::VhostUserVirtioFeatures;
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_net::{
+    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_ANNOUNCE, VIRTIO_NET_F_GUEST_CSUM,
+    VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6,
+    VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6, VIRTIO_NET_F_HOST_ECN,
+    VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_HOST_USO, VIRTIO_NET_F_MQ,
+    VIRTIO_NET_F_MRG_RXBUF,
+};
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+
+use crate::offload::Abilities;
+use crate::pmd::Pmds;
+use crate::vhost::device::{Device, LinkEvent, RingError, RingSetup};
+use crate::vhost::eventfd::EventFd;
+use crate::vhost::mem::GuestMap;
+use crate::vring::RingFault;
+use crate::vring::chain::Direction;
+use crate::vring::split::SplitRing;
+
+use super::cell::{LiveRing, RingCell, Slot};
+use super::watch::Watch;
+use super::{RxQueue, Vport, ring_tag};
+
+/// Virtio features that every port offers. What is not here is not offered because the switch
+/// could not keep the promise.
+pub const FEATURES: u64 = 1 << VIRTIO_F_VERSION_1
+    | 1 << VIRTIO_RING_F_INDIRECT_DESC
+    | 1 << VIRTIO_RING_F_EVENT_IDX
+    | 1 << VIRTIO_NET_F_MRG_RXBUF
+    | 1 << VIRTIO_NET_F_CSUM
+    | 1 << VIRTIO_NET_F_GUEST_CSUM
+    | 1 << VIRTIO_NET_F_HOST_TSO4
+    | 1 << VIRTIO_NET_F_HOST_TSO6
+    | 1 << VIRTIO_NET_F_HOST_ECN
+    | 1 << VIRTIO_NET_F_HOST_USO
+    | 1 << VIRTIO_NET_F_GUEST_TSO4
+    | 1 << VIRTIO_NET_F_GUEST_TSO6
+    | 1 << VIRTIO_NET_F_GUEST_ECN
+    | 1 << VIRTIO_NET_F_GUEST_USO4
+    | 1 << VIRTIO_NET_F_GUEST_USO6
+    | 1 << VIRTIO_NET_F_GUEST_ANNOUNCE
+    | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+
+/// How the link of a vport is; written by the control threads, read by the API.
+#[derive(Debug, Default)]
+pub struct Link {
+    info: Mutex<LinkInfo>,
+}
+
+/// What is known of a link.
+#[derive(Debug, Clone, Default)]
+pub struct LinkInfo {
+    /// Where the connection stands; `None` until the port has a socket.
+    pub event: Option<LinkEvent>,
+    /// Memory regions of the guest: guest address and size in bytes.
+    pub regions: Vec<(u64, u64)>,
+    /// Rings that run or broke, by index.
+    pub rings: BTreeMap<u16, RingInfo>,
+}
+
+/// What is known of one ring.
+#[derive(Debug, Clone)]
+pub struct RingInfo {
+    /// Entries.
+    pub size: u16,
+    /// The guest enabled it.
+    pub enabled: bool,
+    /// The PMD that polls it, for a transmit ring.
+    pub pmd: Option<u32>,
+    /// Why it broke.
+    pub fault: Option<RingFault>,
+    err: Option<EventFd>,
+}
+
+impl Link {
+    /// What is known now.
+    pub fn info(&self) -> LinkInfo {
+        self.lock().clone()
+    }
+
+    /// A PMD found the ring broken: notes it and tells the front end.
+    pub fn broke(&self, vring: u16, fault: RingFault) {
+        let mut info = self.lock();
+        let Some(ring) = info.rings.get_mut(&vring) else { return };
+        ring.fault = Some(fault);
+        if let Some(err) = &ring.err {
+            err.signal();
+        }
+        let reason = format!("vring {vring}: {fault}; reset or restart the guest's network device");
+        info.event = Some(LinkEvent::Broken { reason });
+    }
+
+    fn lock(&self) -> MutexGuard<'_, LinkInfo> {
+        // Every change is one assignment: a panic elsewhere leaves nothing half done.
+        self.info.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The control side of one vhost-user port.
+#[derive(Debug)]
+pub struct VhostUserPort {
+    vport: Arc<Vport>,
+    pmds: Arc<Pmds>,
+}
+
+impl VhostUserPort {
+    /// The device of `vport`, whose rings `pmds` poll.
+    pub fn new(vport: Arc<Vport>, pmds: Arc<Pmds>) -> Self {
+        Self { vport, pmds }
+    }
+
+    fn cell(&self, index: u16) -> Option<&RingCell> {
+        let queue = usize::from(index / 2);
+        Some(if is_receive(index) {
+            &self.vport.rx.get(queue)?.cell
+        } else {
+            &self.vport.tx.get(queue)?.cell
+        })
+    }
+
+    /// Receive rings take frames from the first on, as long as they run and are enabled.
+    fn count_receive_rings(&self) {
+        let ready =
+            |rx: &&RxQueue| rx.cell.with(|slot| slot.live().is_some_and(|live| live.enabled));
+        let n = self.vport.rx.iter().take_while(ready).count();
+        self.vport.set_rx_enabled(n as u16);
+    }
+
+    fn owner(&self, index: u16) -> u32 {
+        self.vport.tx[usize::from(index / 2)].owner.load(Ordering::Relaxed)
+    }
+
+    fn visit(&self, index: u16) {
+        self.pmds.visit(self.owner(index), &self.vport, index / 2);
+    }
+}
+
+/// Even rings are the guest's receive rings (virtio 1.3, section 5.1.2).
+fn is_receive(index: u16) -> bool {
+    index.is_multiple_of(2)
+}
+
+fn has(features: u64, bit: u32) -> bool {
+    features & (1 << bit) != 0
+}
+
+impl Device for VhostUserPort {
+    fn features(&self) -> u64 {
+        let mq = if self.queue_pairs() > 1 { 1 << VIRTIO_NET_F_MQ } else { 0 };
+        FEATURES | mq
+    }
+
+    fn queue_pairs(&self) -> u16 {
+        self.vport.tx.len() as u16
+    }
+
+    fn start_ring(&mut self, setup: RingSetup, map: Arc<GuestMap>) -> Result<(), RingError> {
+        let index = setup.index;
+        let refused = |why: &dyn std::fmt::Display| RingError(format!("Vring {index}: {why}"));
+        let direction = if is_receive(index) { Direction::Receive } else { Direction::Transmit };
+        let cell = self.cell(index).ok_or_else(|| refused(&"this port has no such ring"))?;
+        let ring = SplitRing::new(&setup, &map, direction).map_err(|err| refused(&err))?;
+        let mut live = LiveRing {
+            map: Arc::clone(&map),
+            ring,
+            enabled: setup.enabled,
+            abilities: if is_receive(index) {
+                Abilities::of_receiver(setup.features)
+            } else {
+                Abilities::of_sender(setup.features)
+            },
+            mergeable: has(setup.features, VIRTIO_NET_F_MRG_RXBUF),
+            watch: None,
+        };
+        let mut pmd = None;
+        if !is_receive(index) {
+            let owner = self.pmds.assign();
+            let tag = ring_tag(self.vport.id, index / 2);
+            let watch = |kick| Watch::new(self.pmds.epoll(owner), kick, tag);
+            live.watch = setup.kick.map(watch).transpose().map_err(|errno| {
+                self.pmds.unassign(owner);
+                refused(&format_args!("its kick can not be watched: {errno}"))
+            })?;
+            self.vport.tx[usize::from(index / 2)].owner.store(owner, Ordering::Relaxed);
+            pmd = Some(owner);
+        }
+        cell.with(|slot| *slot = Slot::Live(Box::new(live)));
+        let info =
+            RingInfo { size: setup.size, enabled: setup.enabled, pmd, fault: None, err: setup.err };
+        let mut link = self.vport.link.lock();
+        link.rings.insert(index, info);
+        link.regions = map.regions();
+        drop(link);
+        if is_receive(index) {
+            self.count_receive_rings();
+        } else {
+            self.visit(index);
+        }
+        Ok(())
+    }
+
+    fn stop_ring(&mut self, index: u16) -> Option<u16> {
+        let base = match self.cell(index)?.take() {
+            Slot::Empty => return None,
+            Slot::Live(live) => live.ring.next_avail(),
+            Slot::Broken(base, _) => base,
+        };
+        self.vport.link.lock().rings.remove(&index);
+        if is_receive(index) {
+            self.count_receive_rings();
+        } else {
+            self.pmds.unassign(self.owner(index));
+            // So that it lets go of the vport.
+            self.visit(index);
+        }
+        Some(base)
+    }
+
+    fn set_ring_enabled(&mut self, index: u16, on: bool) {
+        let Some(cell) = self.cell(index) else { return };
+        if cell.with(|slot| slot.live().map(|live| live.enabled = on)).is_none() {
+            return;
+        }
+        if let Some(ring) = self.vport.link.lock().rings.get_mut(&index) {
+            ring.enabled = on;
+        }
+        if is_receive(index) {
+            self.count_receive_rings();
+        } else if on {
+            self.visit(index);
+        }
+    }
+
+    fn set_call(&mut self, index: u16, call: Option<EventFd>) {
+        if let Some(cell) = self.cell(index) {
+            cell.with(|slot| {
+                if let Some(live) = slot.live() {
+                    live.ring.set_call(call);
+                }
+            });
+        }
+    }
+
+    fn link(&mut self, event: LinkEvent) {
+        let mut link = self.vport.link.lock();
+        if event == LinkEvent::Waiting {
+            link.regions.clear();
+        }
+        link.event = Some(event);
+    }
+}

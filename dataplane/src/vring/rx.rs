@@ -1,0 +1,212 @@
+//! Writes bursts of frames to a guest's receive ring.
+//!
+//! [`Fill`] is one burst: buffers are looked up and prefetched ahead for as many frames as there
+//! are, frames are written in order, and all are published by one store when it ends.
+//!
+//! With VIRTIO_NET_F_MRG_RXBUF a frame may span several buffers, and the header says how many
+//! (virtio 1.3, section 5.1.6.4); without, it must fit one chain.
+
+use arrayvec::ArrayVec;
+
+use crate::frame::Tail;
+use crate::stats::DropReason;
+use crate::vhost::mem::{GuestMap, GuestSlice};
+
+use super::chain::{Desc, Direction, walk};
+use super::split::SplitRing;
+use super::{BURST, MAX_SEGMENTS, RingFault, VNET_HDR};
+
+/// Buffers one frame may span: 64 KiB in buffers of 1 KiB.
+const MAX_BUFFERS: usize = 64;
+
+/// Where `num_buffers` is in the virtio-net header, little-endian (virtio 1.3, section 5.1.6).
+const NUM_BUFFERS: usize = 10;
+
+/// A buffer that was looked at ahead of its use.
+#[derive(Debug, Clone, Copy)]
+struct Ready<'m> {
+    head: u16,
+    /// The buffer, if it is a chain of one descriptor.
+    single: Option<GuestSlice<'m>>,
+}
+
+/// One burst of frames on its way into a receive ring. Dropping it publishes nothing: call
+/// [`Fill::finish`].
+#[derive(Debug)]
+pub struct Fill<'r> {
+    ring: &'r mut SplitRing,
+    map: &'r GuestMap,
+    mergeable: bool,
+    ready: ArrayVec<Ready<'r>, BURST>,
+    /// Entries of `ready` used up.
+    used: usize,
+}
+
+impl SplitRing {
+    /// Begins a burst of `frames` frames. `mergeable`: VIRTIO_NET_F_MRG_RXBUF was negotiated.
+    #[inline]
+    pub fn fill<'r>(
+        &'r mut self,
+        map: &'r GuestMap,
+        frames: usize,
+        mergeable: bool,
+    ) -> Result<Fill<'r>, RingFault> {
+        let wanted = frames.min(BURST) as u16;
+        let count = self.available(wanted)?.min(wanted);
+        let mut ready = ArrayVec::<Ready<'r>, BURST>::new();
+        for ahead in 0..count {
+            let head = self.head(ahead)?;
+            self.desc().get().prefetch(u32::from(head) * 16);
+            ready.push(Ready { head, single: None });
+        }
+        let mut hint = self.hint;
+        for entry in &mut ready {
+            let desc = Desc::fetch(&self.desc().get(), entry.head)
+                .filter(|desc| desc.is_whole_chain(Direction::Receive) && desc.len != 0);
+            if let Some(desc) = desc {
+                let bad = RingFault::BadAddress { gpa: desc.gpa, len: desc.len };
+                let slice = map.slice(desc.gpa, desc.len, &mut hint).ok_or(bad)?;
+                slice.prefetch_write(0);
+                slice.prefetch_write(64);
+                entry.single = Some(slice);
+            }
+        }
+        self.hint = hint;
+        Ok(Fill { ring: self, map, mergeable, ready, used: 0 })
+    }
+}
+
+/// Why one frame was not written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// This frame can not be delivered; the ring is fine.
+    Drop(DropReason),
+    /// The ring broke.
+    Fault(RingFault),
+}
+
+impl From<RingFault> for Refusal {
+    fn from(fault: RingFault) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+impl Fill<'_> {
+    /// Where the frame after `ahead` more frames will go, for prefetching.
+    #[inline]
+    pub fn peek(&self, ahead: usize) -> Option<GuestSlice<'_>> {
+        self.ready.get(self.used + ahead).and_then(|entry| entry.single)
+    }
+
+    /// Writes one frame: `head` is the virtio-net header and the frame's first bytes, `tail` the
+    /// rest. `head`'s num_buffers is set here.
+    #[inline]
+    pub fn push(&mut self, head: &mut [u8], tail: Tail<'_, '_>, len: u32) -> Result<(), Refusal> {
+        let total = VNET_HDR as u32 + len;
+        if let Some(Ready { head: desc_head, single: Some(buffer) }) =
+            self.ready.get(self.used).copied()
+            && buffer.len() >= total
+        {
+            set_num_buffers(head, 1);
+            let mut at = buffer.write(head) as u32;
+            if !tail.body.is_empty() {
+                at += buffer.skip(at).copy_from(&tail.body) as u32;
+            }
+            for part in tail.more {
+                at += buffer.skip(at).copy_from(part) as u32;
+            }
+            self.used += 1;
+            self.ring.take(1);
+            self.ring.push_used(desc_head, at);
+            return Ok(());
+        }
+        self.push_scattered(head, tail, total)
+    }
+
+    /// The general path: chains of several descriptors, frames over several buffers.
+    fn push_scattered(
+        &mut self,
+        head: &mut [u8],
+        tail: Tail<'_, '_>,
+        total: u32,
+    ) -> Result<(), Refusal> {
+        let mut buffers = ArrayVec::<(u16, u32), MAX_BUFFERS>::new();
+        let mut segments = ArrayVec::<GuestSlice<'_>, { MAX_SEGMENTS * 2 }>::new();
+        let mut room = 0u32;
+        while room < total {
+            let ahead = buffers.len() as u16;
+            if ahead > 0 && !self.mergeable {
+                return Err(Refusal::Drop(DropReason::BufferTooSmall));
+            }
+            if buffers.is_full() || segments.remaining_capacity() < MAX_SEGMENTS {
+                return Err(Refusal::Drop(DropReason::BufferTooSmall));
+            }
+            if self.ring.available(ahead + 1)? <= ahead {
+                return Err(Refusal::Drop(DropReason::RingFull));
+            }
+            let desc_head = self.ring.head(ahead)?;
+            let mut hint = self.ring.hint;
+            let (table, rules) = (self.ring.desc().get(), self.ring.rules());
+            let walked = walk(self.map, table, desc_head, rules, &mut hint, |s| segments.push(s));
+            self.ring.hint = hint;
+            let capacity = walked?.map_err(|_| Refusal::Drop(DropReason::TooManySegments))?;
+            if capacity == 0 {
+                return Err(RingFault::EmptyBuffer.into());
+            }
+            room = room.saturating_add(capacity);
+            buffers.push((desc_head, capacity));
+        }
+        set_num_buffers(head, buffers.len() as u16);
+        scatter(head, tail, &segments);
+        let mut left = total;
+        for &(desc_head, capacity) in &buffers {
+            let written = left.min(capacity);
+            self.ring.push_used(desc_head, written);
+            left -= written;
+        }
+        self.ring.take(buffers.len() as u16);
+        self.used += buffers.len();
+        Ok(())
+    }
+
+    /// Publishes what was written and notifies the guest if it asked for it.
+    #[inline]
+    pub fn finish(self) {
+        self.ring.publish();
+    }
+}
+
+#[inline]
+fn set_num_buffers(head: &mut [u8], n: u16) {
+    if let Some(field) = head.get_mut(NUM_BUFFERS..NUM_BUFFERS + 2) {
+        field.copy_from_slice(&n.to_le_bytes());
+    }
+}
+
+/// Copies head and tail over the segments, which have room for all of it.
+fn scatter(head: &[u8], tail: Tail<'_, '_>, segments: &[GuestSlice<'_>]) {
+    let mut targets = segments.iter().copied();
+    let mut target = GuestSlice::empty();
+    let mut rest = head;
+    while !rest.is_empty() {
+        if target.is_empty() {
+            let Some(next) = targets.next() else { return };
+            target = next;
+        }
+        let n = target.write(rest);
+        target = target.skip(n as u32);
+        rest = &rest[n..];
+    }
+    for part in tail.parts() {
+        let mut part = part;
+        while !part.is_empty() {
+            if target.is_empty() {
+                let Some(next) = targets.next() else { return };
+                target = next;
+            }
+            let n = target.copy_from(&part) as u32;
+            target = target.skip(n);
+            part = part.skip(n);
+        }
+    }
+}
