@@ -1,4 +1,5 @@
 //! x
 pub mod fdb;
 pub mod flow;
+pub mod offload;
 pub mod wire;
