@@ -16,4 +16,5 @@ pub mod tables;
 pub mod testing;
 pub mod vhost;
 pub mod vring;
+pub mod offload;
 pub mod wire;
