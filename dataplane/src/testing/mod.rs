@@ -28,8 +28,10 @@
 
 pub mod config;
 pub mod driver;
+pub mod frames;
 pub mod frontend;
 pub mod memory;
+pub mod raw;
 pub mod schedule;
 
 pub use config::{GuestConfig, features};
