@@ -364,12 +364,18 @@ impl Fdb {
         (0..self.buckets.len()).map(|bucket| self.sweep(&mut writer, bucket, &condemns)).sum()
     }
 
-    /// Removes learned entries last seen more than `max_age_s` before `now_s`, in the next
-    /// `budget_buckets` buckets, and returns how many. Successive calls go round the table.
-    pub fn age(&self, now_s: u32, max_age_s: u32, budget_buckets: usize) -> usize {
+    /// Removes learned entries last seen more than `max_age_s` of their segment before `now_s`, in
+    /// the next `budget_buckets` buckets, and returns how many. Successive calls go round the table.
+    pub fn age(
+        &self,
+        now_s: u32,
+        max_age_s: impl Fn(u16) -> u32,
+        budget_buckets: usize,
+    ) -> usize {
         let mut writer = self.lock();
         let is_old = |entry: &Entry| {
-            entry.kind == Kind::Learned && now_s.saturating_sub(entry.last_seen_s) > max_age_s
+            entry.kind == Kind::Learned
+                && now_s.saturating_sub(entry.last_seen_s) > max_age_s(entry.segment)
         };
         let mut removed = 0;
         for _ in 0..budget_buckets.min(self.buckets.len()) {
@@ -589,7 +595,7 @@ mod tests {
         assert_eq!(fdb.seen(1, mac(1).key(), B, 9), Seen::Held { by: A });
         assert_eq!(fdb.learn(1, mac(1), B, QUOTA, 9), Err(Refused::Held { by: A }));
         assert_eq!(fdb.learn(1, mac(1), A, QUOTA, 9), Ok(Learned::Known));
-        assert_eq!(fdb.age(u32::MAX, 0, fdb.buckets()), 0);
+        assert_eq!(fdb.age(u32::MAX, |_| 0, fdb.buckets()), 0);
         assert_eq!(fdb.lookup(1, mac(1).key()), Some(A));
         assert_eq!(fdb.remove_static(1, mac(1)), Some(A));
         assert_eq!(fdb.remove_static(1, mac(1)), None);
@@ -648,16 +654,16 @@ mod tests {
         for n in 0..64 {
             fdb.learn(1, mac(n), A, QUOTA, if n < 32 { 10 } else { 20 }).expect("room");
         }
-        assert_eq!(fdb.age(40, 30, fdb.buckets()), 0);
+        assert_eq!(fdb.age(40, |_| 30, fdb.buckets()), 0);
         let mut removed = 0;
         for _ in 0..fdb.buckets() {
-            let now = fdb.age(45, 30, 1);
+            let now = fdb.age(45, |_| 30, 1);
             assert!(now <= SLOTS);
             removed += now;
         }
         assert_eq!((removed, fdb.len()), (32, 32));
         assert!(fdb.entries().all(|entry| entry.last_seen_s == 20));
         // A clock that another thread read a little later makes nobody old.
-        assert_eq!(fdb.age(19, 0, fdb.buckets()), 0);
+        assert_eq!(fdb.age(19, |_| 0, fdb.buckets()), 0);
     }
 }

@@ -16,5 +16,4 @@ pub mod tables;
 pub mod testing;
 pub mod vhost;
 pub mod vring;
-pub mod offload;
 pub mod wire;
