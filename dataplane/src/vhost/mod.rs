@@ -27,5 +27,9 @@
 
 pub mod device;
 pub mod eventfd;
+pub mod handler;
 pub mod mem;
+pub mod message;
+pub mod setup;
 pub mod sigbus;
+pub mod stream;
