@@ -29,6 +29,7 @@ use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatu
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 
 use super::device::{Device, LinkEvent, RingError};
+use super::error_chain;
 use super::eventfd::{EventFd, NotAnEventFd};
 use super::mem::{GuestMap, MAX_REGIONS, MemError, RegionSpec};
 use super::message::{Header, Malformed, REPLY_LEN, Reply, Request, RingFile, name_of};
@@ -225,12 +226,7 @@ impl Handler {
     }
 
     fn note(&mut self, refusal: &Refused) {
-        let mut text = refusal.to_string();
-        let mut cause = std::error::Error::source(refusal);
-        while let Some(error) = cause {
-            text.push_str(&format!(": {error}"));
-            cause = error.source();
-        }
+        let text = error_chain(refusal);
         tracing::debug!("vhost-user request refused: {text}");
         self.refused += 1;
         self.last_refusal = Some(text);

@@ -26,10 +26,22 @@
 //! Everything but [`mem::GuestMap`] and [`eventfd::EventFd`] lives on the control thread.
 
 pub mod device;
+mod event_loop;
 pub mod eventfd;
 pub mod handler;
+mod listener;
 pub mod mem;
 pub mod message;
+mod port;
 pub mod setup;
 pub mod sigbus;
+pub mod socket;
 pub mod stream;
+mod timers;
+mod watch;
+
+/// An error and its causes in one line.
+fn error_chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
