@@ -1,1 +1,9 @@
-//! x
+//! Measuring the switch: a rig to put together, traffic to send through it, and figures to print.
+//!
+//! Benchmarks measure; tests do not time. Every figure here comes out of one run on one machine,
+//! several rounds interleaved, as a median with its spread.
+
+pub mod figures;
+pub mod rig;
+pub mod stats;
+pub mod traffic;

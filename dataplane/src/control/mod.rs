@@ -106,3 +106,9 @@ pub trait Control: Send + Sync + 'static {
         }
     }
 }
+
+pub mod explain;
+pub mod features;
+pub mod housekeeping;
+pub mod switch;
+pub mod view;

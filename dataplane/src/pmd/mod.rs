@@ -19,7 +19,7 @@ pub mod mailbox;
 pub mod run;
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
 use crossbeam::queue::ArrayQueue;
@@ -30,7 +30,7 @@ use crate::flow::HashSeed;
 use crate::port::{PortId, Vport};
 use crate::stats::PmdCounters;
 use crate::tables::Published;
-use crate::vhost::eventfd::EventFd;
+use crate::vhost::socket::Waker;
 use crate::vring::RingFault;
 
 use assign::Plan;
@@ -81,33 +81,37 @@ pub enum Report {
 #[derive(Debug)]
 pub struct Reports {
     queue: ArrayQueue<Report>,
-    wake: EventFd,
+    reader: OnceLock<Waker>,
 }
 
 impl Reports {
     /// Room for `capacity` reports.
-    pub fn new(capacity: usize) -> io::Result<Self> {
-        Ok(Self { queue: ArrayQueue::new(capacity), wake: EventFd::new()? })
+    pub fn new(capacity: usize) -> Self {
+        Self { queue: ArrayQueue::new(capacity), reader: OnceLock::new() }
+    }
+
+    /// Says who reads the reports; only the first to say so is woken.
+    pub fn read_by(&self, reader: Waker) {
+        self.reader.get_or_init(|| reader).wake();
     }
 
     /// Hands over a report; `false`: there was no room.
     pub fn send(&self, report: Report) -> bool {
-        let was_empty = self.queue.is_empty();
         let taken = self.queue.push(report).is_ok();
-        if was_empty {
-            self.wake.signal();
-        }
+        self.wake_reader();
         taken
+    }
+
+    /// Has the reader look again.
+    pub fn wake_reader(&self) {
+        if let Some(reader) = self.reader.get() {
+            reader.wake();
+        }
     }
 
     /// The next report.
     pub fn take(&self) -> Option<Report> {
         self.queue.pop()
-    }
-
-    /// Readable when there may be reports.
-    pub fn wake(&self) -> &EventFd {
-        &self.wake
     }
 }
 

@@ -1,0 +1,66 @@
+//! What the control thread does on its own: learning, ageing, and noting broken rings.
+//!
+//! Runs on the vhost control thread, woken by reports of PMDs and by a timer. Everything here goes by
+//! the published snapshot, so no request waits for it and it waits for none.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::clock;
+use crate::pmd::{Report, Shared};
+use crate::vhost::socket::VhostThread;
+use crate::wire::Mac;
+
+/// How often some buckets of the FDB are looked at for old entries.
+const AGEING_TICK: Duration = Duration::from_secs(1);
+/// A whole round of the FDB takes this many ticks.
+const AGEING_ROUND_TICKS: usize = 15;
+/// Reports handled before other work of the thread gets its turn.
+const REPORTS_AT_ONCE: usize = 1024;
+
+/// Puts the housekeeping on the control thread.
+///
+/// # Errors
+/// No descriptor for it.
+pub fn install(vhost: &VhostThread, shared: &Shared) -> io::Result<()> {
+    let reader = shared.clone();
+    let waker = vhost.add_wake_task(move || take_reports(&reader))?;
+    shared.reports.read_by(waker);
+    let ageing = shared.clone();
+    vhost.add_task(AGEING_TICK, move || age(&ageing)).map_err(io::Error::other)
+}
+
+fn take_reports(shared: &Shared) {
+    for _ in 0..REPORTS_AT_ONCE {
+        match shared.reports.take() {
+            None => return,
+            Some(Report::Sighted { segment, mac, port }) => {
+                let tables = shared.tables.load();
+                let Some(vport) = tables.port(port) else { continue };
+                if vport.rules.segment != segment || !vport.rules.learning {
+                    continue; // the number has a new owner
+                }
+                let (mac, quota) = (Mac::from_key(mac), vport.rules.mac_quota);
+                // A refusal is no fault of ours: static elsewhere, or no room. The frame was
+                // forwarded; replies to it are flooded or dropped as the segment says.
+                let _ = shared.fdb.learn(segment, mac, port, quota, clock::seconds());
+            }
+            Some(Report::Broken { port, vring, fault }) => {
+                if let Some(vport) = shared.tables.load().port(port) {
+                    tracing::warn!(port = %vport.name, vring, %fault, "vring broke and was stopped");
+                    vport.link.broke(vring, fault);
+                }
+            }
+        }
+    }
+    // More came in the meantime than one turn takes.
+    shared.reports.wake_reader();
+}
+
+fn age(shared: &Shared) {
+    let tables = Arc::clone(&shared.tables.load());
+    let max_age_s = |segment| tables.segment(segment).map_or(0, |segment| segment.ageing_s);
+    let buckets = shared.fdb.buckets().div_ceil(AGEING_ROUND_TICKS);
+    shared.fdb.age(clock::seconds(), max_age_s, buckets);
+}

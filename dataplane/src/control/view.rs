@@ -1,0 +1,133 @@
+//! What the API shows of ports, counters and PMD threads.
+
+use std::collections::BTreeMap;
+
+use slipway_api::{
+    AppliedPortSpec, Direction, EgressStats, IngressStats, LinkState, MemoryRegion, Pmd, PmdList,
+    PmdRing, Port, PortStats, Ring, RingState,
+};
+
+use crate::clock;
+use crate::pmd::Pmds;
+use crate::port::Vport;
+use crate::port::vhost_user::RingInfo;
+use crate::stats::{Counter, DropReason, Drops};
+use crate::vhost::device::LinkEvent;
+
+use super::features;
+
+/// A port and how it is doing.
+pub fn port(spec: &AppliedPortSpec, vport: &Vport) -> Port {
+    let info = vport.link.info();
+    let (link, reason) = link(vport);
+    let negotiated = match info.event {
+        Some(LinkEvent::Up { features, .. }) => features,
+        _ => 0,
+    };
+    let rings = (0..2 * vport.tx.len() as u16).map(|index| ring(index, info.rings.get(&index)));
+    let region = |&(guest_address, size_bytes)| MemoryRegion { guest_address, size_bytes };
+    Port {
+        id: vport.id.0,
+        spec: spec.clone(),
+        link,
+        reason,
+        features: features::names(negotiated),
+        rings: rings.collect(),
+        memory: info.regions.iter().map(region).collect(),
+    }
+}
+
+/// How far a port's connection has come, and why it is broken.
+pub fn link(vport: &Vport) -> (LinkState, Option<String>) {
+    match vport.link.info().event {
+        None | Some(LinkEvent::Waiting) => (LinkState::Waiting, None),
+        Some(LinkEvent::Negotiating) => (LinkState::Negotiating, None),
+        Some(LinkEvent::Up { .. }) => (LinkState::Up, None),
+        Some(LinkEvent::Broken { reason }) => (LinkState::Broken, Some(reason)),
+    }
+}
+
+fn ring(index: u16, info: Option<&RingInfo>) -> Ring {
+    let state = match info {
+        None => RingState::Stopped,
+        Some(RingInfo { fault: Some(_), .. }) => RingState::Broken,
+        Some(_) => RingState::Running,
+    };
+    Ring {
+        index,
+        direction: if index.is_multiple_of(2) { Direction::Rx } else { Direction::Tx },
+        size: info.map_or(0, |info| info.size),
+        enabled: info.is_some_and(|info| info.enabled),
+        state,
+        pmd: info.and_then(|info| info.pmd),
+    }
+}
+
+/// The counters of a port: the sums over its queue pairs.
+pub fn stats(spec: &AppliedPortSpec, vport: &Vport) -> PortStats {
+    let mut stats = PortStats { port: spec.name.clone(), vni: spec.vni, ..PortStats::default() };
+    for tx in &vport.tx {
+        let (from, into) = (&tx.counters, &mut stats.ingress);
+        let IngressStats { received_frames, received_bytes, forwarded_frames, drops } = into;
+        add(received_frames, &from.received_frames);
+        add(received_bytes, &from.received_bytes);
+        add(forwarded_frames, &from.forwarded_frames);
+        add_drops(drops, &from.drops);
+        add(&mut stats.in_hand_frames, &from.in_hand);
+    }
+    for rx in &vport.rx {
+        let from = &rx.counters;
+        let EgressStats { offered_frames, delivered_frames, delivered_bytes, drops } =
+            &mut stats.egress;
+        add(offered_frames, &from.offered_frames);
+        add(delivered_frames, &from.delivered_frames);
+        add(delivered_bytes, &from.delivered_bytes);
+        add_drops(drops, &from.drops);
+    }
+    stats
+}
+
+fn add(sum: &mut u64, counter: &Counter) {
+    *sum += counter.get();
+}
+
+fn add_drops(sums: &mut BTreeMap<String, u64>, drops: &Drops) {
+    for reason in DropReason::ALL {
+        let n = drops.get(reason);
+        if n > 0 {
+            *sums.entry(reason.name().to_owned()).or_default() += n;
+        }
+    }
+}
+
+/// The PMD threads, with the vrings that the links of `vports` say they poll.
+pub fn pmds(pmds: &Pmds, vports: &[&Vport]) -> PmdList {
+    let mut rings: BTreeMap<u32, Vec<PmdRing>> = BTreeMap::new();
+    for vport in vports {
+        for (&index, info) in &vport.link.info().rings {
+            if let Some(pmd) = info.pmd {
+                let ring = PmdRing { port: vport.name.clone(), ring: index };
+                rings.entry(pmd).or_default().push(ring);
+            }
+        }
+    }
+    let view = |pmd: &crate::pmd::Pmd| {
+        let counters = &pmd.counters;
+        Pmd {
+            id: pmd.index,
+            core: Some(pmd.core as u32),
+            rings: rings.remove(&pmd.index).unwrap_or_default(),
+            busy_cycles: counters.busy_ticks.get(),
+            idle_cycles: counters.idle_ticks.get(),
+            polls: counters.rounds.get(),
+            bursts: counters.bursts.get(),
+            frames: counters.frames.get(),
+            sleeps: counters.sleeps.get(),
+            wakeups: counters.wakeups.get(),
+        }
+    };
+    PmdList {
+        cycles_hz: clock::ticks_per_us() * 1_000_000,
+        pmds: pmds.threads().iter().map(view).collect(),
+    }
+}
