@@ -25,7 +25,6 @@ impl fmt::Display for HealthStatus {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Health {
     /// Whether it does its work.
-    #[schema(inline)]
     pub status: HealthStatus,
     /// What does not work, one sentence each; empty when all is well.
     pub problems: Vec<String>,

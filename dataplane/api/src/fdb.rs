@@ -38,7 +38,6 @@ pub struct FdbEntry {
     /// The name of the port it is behind.
     pub port: String,
     /// Where the entry comes from.
-    #[schema(inline)]
     pub kind: FdbKind,
     /// Seconds since the address last sent; absent for static entries.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -67,7 +67,6 @@ pub struct PortSpec {
     pub socket: Option<PathBuf>,
     /// Who listens on that socket.
     #[serde(default)]
-    #[schema(inline)]
     pub mode: PortMode,
     /// Receive and transmit vring pairs, 1 to 128.
     #[serde(default = "one_queue_pair")]
@@ -231,7 +230,6 @@ pub struct AppliedPortSpec {
     #[schema(value_type = String)]
     pub socket: PathBuf,
     /// Who listens on it.
-    #[schema(inline)]
     pub mode: PortMode,
     /// Receive and transmit vring pairs offered.
     pub queue_pairs: u16,
@@ -379,14 +377,12 @@ pub struct Ring {
     /// The virtqueue number: 0 is the first RX vring, 1 the first TX vring.
     pub index: u16,
     /// Which way frames go.
-    #[schema(inline)]
     pub direction: Direction,
     /// Entries, as set up by the front end; 0 before that.
     pub size: u16,
     /// Whether the front end enabled it (SET_VRING_ENABLE).
     pub enabled: bool,
     /// What it is doing.
-    #[schema(inline)]
     pub state: RingState,
     /// The number of the PMD thread that serves it, if one does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -411,7 +407,6 @@ pub struct Port {
     /// Its settings.
     pub spec: AppliedPortSpec,
     /// How far its connection has come.
-    #[schema(inline)]
     pub link: LinkState,
     /// Why the link is broken; absent otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]

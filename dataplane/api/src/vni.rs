@@ -46,7 +46,6 @@ pub struct VniSpec {
     pub vni: Option<u32>,
     /// What happens to frames for unknown addresses.
     #[serde(default)]
-    #[schema(inline)]
     pub unknown_unicast: UnknownUnicast,
     /// The most FDB entries of the segment, static and learned; default: only the whole FDB's
     /// capacity limits it.
@@ -94,7 +93,6 @@ pub struct Vni {
     /// Its number.
     pub vni: u32,
     /// The policy set for frames to unknown addresses.
-    #[schema(inline)]
     pub unknown_unicast: UnknownUnicast,
     /// What that policy comes to with the ports there are now: whether such frames are flooded.
     pub floods_unknown: bool,

@@ -19,6 +19,19 @@
 //! so calls come one at a time, and an implementation that takes long holds up the whole API, though
 //! never a PMD.
 
+mod describe;
+#[cfg(any(test, feature = "testing"))]
+pub mod fake;
+mod metrics;
+mod openapi;
+pub mod peer;
+mod refusal;
+mod routes;
+pub mod server;
+pub mod socket;
+#[cfg(test)]
+mod tests;
+
 use slipway_api::{
     ApiError, Created, ExplainReply, FdbEntry, FdbFilter, FdbList, Health, Mac, PmdList, Port,
     PortList, PortSpec, StaticEntry, Stats, Version, Vni, VniList, VniSpec,
@@ -54,6 +67,7 @@ pub trait Control: Send + Sync + 'static {
     fn list_vnis(&self) -> VniList;
 
     /// Sets all settings of segment `vni`; what `spec` leaves out goes back to its default.
+    /// [`Created::Existing`] when it had settings before, the same or others.
     ///
     /// # Errors
     /// `LimitReached`.
