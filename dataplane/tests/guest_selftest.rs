@@ -6,12 +6,11 @@ mod reference;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use dataplane::testing::driver::{Deadline, Desc, TxError};
 use dataplane::testing::frames::{FrameBuilder, Ledger, Stamp, payload_range};
 use dataplane::testing::memory::{Backing, RegionSpec};
 use dataplane::testing::{
-    DeviceFault, Guest, GuestConfig, GuestError, GuestListener, Layout, QueuePair, Rng,
-    VirtioNetHdr, features,
+    Deadline, Desc, DeviceFault, Guest, GuestConfig, GuestError, GuestListener, Layout, QueuePair,
+    Rng, TxError, VirtioNetHdr, features,
 };
 use reference::{Reference, Wiring};
 
@@ -450,4 +449,27 @@ fn frames_that_do_not_fit_are_refused_and_change_nothing() {
     assert_eq!((tx.in_flight(), tx.ring().free()), (0, 256));
     assert_eq!(tx.tx_burst(1000, |slot| slot.set_len(60)).unwrap(), 256);
     assert!(matches!(tx.send(&[0; 60]), Err(TxError::Full { free: 0, need: 1 })));
+}
+
+#[test]
+fn raw_writes_reach_the_ring_unjudged() {
+    let mut guest = guest_without_device(GuestConfig::default());
+    let table = guest.memory().alloc(0, 32, 1).unwrap();
+    let wild = Desc { addr: u64::MAX - 4, len: u32::MAX, flags: 0xffff, next: 0xabcd };
+    table.write(16, &wild.to_bytes());
+    let nested = Desc { addr: table.gpa(), len: 31, flags: Desc::INDIRECT | Desc::NEXT, next: 7 };
+    let ring = guest.tx().ring();
+    ring.raw_desc(7, nested);
+    ring.raw_push(0x9999);
+    ring.publish();
+    assert_eq!(ring.desc_table().array(16 * 7), nested.to_bytes());
+    assert_eq!(ring.avail().array(2), [1, 0, 0x99, 0x99]);
+    ring.raw_avail_idx(0x8000);
+    assert_eq!(ring.avail().array(2), [0, 0x80]);
+    let mut bytes = [0; 16];
+    guest.memory().read(table.gpa() + 16, &mut bytes).unwrap();
+    assert_eq!(
+        bytes,
+        [251, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 0xcd, 0xab]
+    );
 }

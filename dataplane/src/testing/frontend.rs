@@ -114,6 +114,7 @@ impl Guest {
         if missing != 0 {
             return Err(GuestError::MissingFeatures { offered: self.offered, missing });
         }
+        self.protocol = VhostUserProtocolFeatures::empty();
         if self.offered & self.config.features & features::PROTOCOL != 0 {
             let offered = frontend.get_protocol_features().named("GET_PROTOCOL_FEATURES")?;
             self.protocol = offered & self.config.protocol;
@@ -262,8 +263,9 @@ impl Guest {
     /// # Panics
     /// When there is no such region.
     pub fn hot_remove(&mut self, index: usize) -> Result<()> {
-        let region = self.memory.remove(index);
-        self.session()?.remove_mem_region(&info(&region)).named("REM_MEM_REG")?;
+        let info = info(&self.memory.regions()[index]);
+        self.session()?.remove_mem_region(&info).named("REM_MEM_REG")?;
+        self.memory.remove(index);
         self.sync()
     }
 
