@@ -221,11 +221,7 @@ impl GuestConfig {
         let pairs = usize::from(self.queue_pairs);
         // Descriptor table, avail and used ring, each rounded up to a line.
         let ring = (16 + 2 + 8) * entries + 4 * 64;
-        let tables = if self.features & features::INDIRECT_DESC == 0 {
-            0
-        } else {
-            entries * stride(16 * INDIRECT_TABLE_ENTRIES) + 64
-        };
+        let tables = entries * stride(16 * INDIRECT_TABLE_ENTRIES) + 64;
         let buffers = |capacity| entries.div_ceil(self.regions) * stride(capacity) + 64;
         let tx = buffers(VirtioNetHdr::BYTES + self.tx.capacity);
         let rx = buffers(self.rx_segments.iter().sum());

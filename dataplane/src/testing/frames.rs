@@ -12,7 +12,9 @@
 //! Nothing here is shared with the switch's own parsing and checksums: it is their oracle.
 
 mod builder;
+mod read;
 mod stamp;
 
-pub use builder::{FrameBuilder, Mac, internet_checksum, payload_range};
+pub use builder::{FrameBuilder, Mac};
+pub use read::{internet_checksum, payload_range};
 pub use stamp::{FlowCount, Ledger, STAMP_BYTES, Stamp, StampError, Stream};

@@ -16,145 +16,31 @@
 //! Set-up ends with one more round trip, so that when a method returns the back end has handled
 //! everything it was sent, acknowledged or not.
 
+mod error;
+mod listener;
+
+pub use error::GuestError;
+pub use listener::GuestListener;
+
 use std::fmt;
-use std::io;
-use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Duration;
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vhost::vhost_user::message::VhostUserHeaderFlag;
 use vhost::vhost_user::{Frontend, VhostUserFrontend, VhostUserProtocolFeatures};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 
 use super::config::{GuestConfig, features};
-use super::driver::{
-    Deadline, DeviceFault, QueuePair, RxQueue, TxError, TxQueue, VirtioNetHdr, Vring,
-};
-use super::memory::{GuestMemory, MemoryError, Region, RegionSpec};
+use super::driver::{Deadline, QueuePair, RxQueue, TxError, TxQueue, VirtioNetHdr, Vring};
+use super::memory::{GuestMemory, Region, RegionSpec};
+use error::Named;
 
 /// How long [`Guest::send`] waits for room in the ring.
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What can go wrong between a guest and its switch.
-#[derive(Debug, thiserror::Error)]
-pub enum GuestError {
-    /// The socket could not be reached, bound or accepted on.
-    #[error("vhost-user socket {path}")]
-    Socket {
-        /// The socket.
-        path: PathBuf,
-        /// The cause.
-        source: io::Error,
-    },
-    /// Nobody connected in time.
-    #[error("nobody connected to {path} within {timeout:?}")]
-    NoPeer {
-        /// The socket.
-        path: PathBuf,
-        /// How long we waited.
-        timeout: Duration,
-    },
-    /// A request failed, was refused, or ended the connection.
-    #[error("vhost-user request {request} failed")]
-    Request {
-        /// The request.
-        request: &'static str,
-        /// The cause.
-        source: vhost::Error,
-    },
-    /// The back end does not offer what this guest cannot be without.
-    #[error("the back end offers features {offered:#x}, without {missing:#x}")]
-    MissingFeatures {
-        /// Feature bits offered.
-        offered: u64,
-        /// Feature bits needed beyond them.
-        missing: u64,
-    },
-    /// The back end has too few vrings.
-    #[error("the back end has {offered} vrings, {wanted} are wanted")]
-    TooFewVrings {
-        /// Vrings the back end has.
-        offered: u64,
-        /// Vrings wanted.
-        wanted: u64,
-    },
-    /// There is no connection.
-    #[error("the guest is not connected")]
-    Detached,
-    /// Guest memory.
-    #[error(transparent)]
-    Memory(#[from] MemoryError),
-    /// Sending.
-    #[error(transparent)]
-    Tx(#[from] TxError),
-    /// The device misbehaved.
-    #[error(transparent)]
-    Device(#[from] DeviceFault),
-}
-
 type Result<T, E = GuestError> = std::result::Result<T, E>;
-
-/// Names the request that failed.
-trait Named<T> {
-    fn named(self, request: &'static str) -> Result<T>;
-}
-
-impl<T> Named<T> for vhost::Result<T> {
-    fn named(self, request: &'static str) -> Result<T> {
-        self.map_err(|source| GuestError::Request { request, source })
-    }
-}
-
-/// A VMM that is the socket's server: it listens, the switch connects.
-#[derive(Debug)]
-pub struct GuestListener {
-    listener: UnixListener,
-    path: PathBuf,
-}
-
-impl GuestListener {
-    /// Listens on a new socket at `path`.
-    ///
-    /// # Errors
-    /// [`GuestError::Socket`].
-    pub fn bind(path: &Path) -> Result<Self> {
-        let listener = UnixListener::bind(path)
-            .map_err(|source| GuestError::Socket { path: path.into(), source })?;
-        Ok(Self { listener, path: path.into() })
-    }
-
-    /// Waits for the switch to connect.
-    ///
-    /// # Errors
-    /// [`GuestError::NoPeer`] after `timeout`; [`GuestError::Socket`].
-    pub fn accept_stream(&self, timeout: Duration) -> Result<UnixStream> {
-        let socket = |source| GuestError::Socket { path: self.path.clone(), source };
-        let deadline = Deadline::after(timeout);
-        loop {
-            let mut fds = [PollFd::new(self.listener.as_fd(), PollFlags::POLLIN)];
-            let left = PollTimeout::try_from(deadline.left_ms()).unwrap_or(PollTimeout::MAX);
-            match poll(&mut fds, left) {
-                Ok(0) if deadline.passed() => {
-                    return Err(GuestError::NoPeer { path: self.path.clone(), timeout });
-                }
-                Ok(0) | Err(nix::errno::Errno::EINTR) => {}
-                Ok(_) => break,
-                Err(errno) => return Err(socket(errno.into())),
-            }
-        }
-        self.listener.accept().map(|(stream, _)| stream).map_err(socket)
-    }
-
-    /// Waits for the switch to connect and sets the guest up.
-    ///
-    /// # Errors
-    /// As [`Self::accept_stream`] and [`Guest::over`].
-    pub fn accept(&self, config: GuestConfig, timeout: Duration) -> Result<Guest> {
-        Guest::over(self.accept_stream(timeout)?, config)
-    }
-}
 
 /// A guest with its VMM: memory, rings, and (usually) a connection to a switch.
 pub struct Guest {
@@ -228,6 +114,7 @@ impl Guest {
         if missing != 0 {
             return Err(GuestError::MissingFeatures { offered: self.offered, missing });
         }
+        self.protocol = VhostUserProtocolFeatures::empty();
         if self.offered & self.config.features & features::PROTOCOL != 0 {
             let offered = frontend.get_protocol_features().named("GET_PROTOCOL_FEATURES")?;
             self.protocol = offered & self.config.protocol;
@@ -255,8 +142,7 @@ impl Guest {
         let first_index = self.config.first_index;
         for pair in &mut self.pairs {
             pair.rx.reset(event_idx, mergeable, first_index);
-            pair.tx.reset(&mut self.memory, 0, event_idx, indirect)?;
-            pair.tx.ring().start_at(first_index);
+            pair.tx.reset(event_idx, indirect, first_index);
             pair.rx.ring().set_interrupts(self.config.interrupts);
             pair.tx.ring().set_interrupts(self.config.interrupts);
         }
@@ -377,8 +263,9 @@ impl Guest {
     /// # Panics
     /// When there is no such region.
     pub fn hot_remove(&mut self, index: usize) -> Result<()> {
-        let region = self.memory.remove(index);
-        self.session()?.remove_mem_region(&info(&region)).named("REM_MEM_REG")?;
+        let info = info(&self.memory.regions()[index]);
+        self.session()?.remove_mem_region(&info).named("REM_MEM_REG")?;
+        self.memory.remove(index);
         self.sync()
     }
 

@@ -35,7 +35,10 @@ pub mod raw;
 pub mod schedule;
 
 pub use config::{GuestConfig, features};
-pub use driver::{DeviceFault, Layout, QueuePair, RxFrame, RxQueue, TxQueue, TxSlot, VirtioNetHdr};
+pub use driver::{
+    Deadline, Desc, DeviceFault, Layout, QueuePair, RxFrame, RxQueue, TxError, TxQueue, TxSlot,
+    VirtioNetHdr, Vring,
+};
 pub use frontend::{Guest, GuestError, GuestListener};
 pub use memory::GuestMemory;
 pub use schedule::Rng;

@@ -48,14 +48,25 @@ pub struct Reference {
 impl Reference {
     /// Listens on one socket per port in `dir`, and offers `features` there.
     pub fn start(dir: &Path, ports: usize, wiring: Wiring, features: u64) -> Self {
+        let sockets: Vec<_> = (0..ports).map(|port| dir.join(format!("port{port}"))).collect();
+        let bind = |path: &PathBuf| Port::new(Some(UnixListener::bind(path).unwrap()), features);
+        Self::spawn(sockets.iter().map(bind).collect(), wiring, sockets)
+    }
+
+    fn spawn(ports: Vec<Port>, wiring: Wiring, sockets: Vec<PathBuf>) -> Self {
         let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
         let stop = Arc::new(EventFd::from_value_and_flags(0, flags).unwrap());
-        let sockets: Vec<_> = (0..ports).map(|port| dir.join(format!("port{port}"))).collect();
-        let bind = |path: &PathBuf| Port::new(UnixListener::bind(path).unwrap(), features);
-        let mut switch = Switch { ports: sockets.iter().map(bind).collect(), wiring };
+        let mut switch = Switch { ports, wiring };
         let stopped = Arc::clone(&stop);
         let thread = std::thread::spawn(move || switch.run(&stopped));
         Self { stop, thread: Some(thread), sockets }
+    }
+
+    /// One port that echoes, with the VMM as the server at `path`.
+    pub fn dial(path: &Path, features: u64) -> Self {
+        let mut port = Port::new(None, features);
+        port.attach(UnixStream::connect(path).unwrap());
+        Self::spawn(vec![port], Wiring::Echo, Vec::new())
     }
 
     /// The socket of `port`.
@@ -81,20 +92,24 @@ struct Connection {
 }
 
 struct Port {
-    listener: UnixListener,
+    listener: Option<UnixListener>,
     device: Arc<Mutex<Device>>,
     connection: Option<Connection>,
     features: u64,
 }
 
 impl Port {
-    fn new(listener: UnixListener, features: u64) -> Self {
+    fn new(listener: Option<UnixListener>, features: u64) -> Self {
         let device = Arc::new(Mutex::new(Device::new(features)));
         Self { listener, device, connection: None, features }
     }
 
     fn accept(&mut self) {
-        let (stream, _) = self.listener.accept().unwrap();
+        let (stream, _) = self.listener.as_ref().unwrap().accept().unwrap();
+        self.attach(stream);
+    }
+
+    fn attach(&mut self, stream: UnixStream) {
         self.device = Arc::new(Mutex::new(Device::new(self.features)));
         let handler =
             BackendReqHandler::from_stream(stream.try_clone().unwrap(), Arc::clone(&self.device));
@@ -132,9 +147,12 @@ impl Switch {
         let mut sources = vec![Event::Stop];
         let mut fds = vec![PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
         for (index, (port, device)) in self.ports.iter().zip(&devices).enumerate() {
-            let socket = port.connection.as_ref().map(|connection| connection.stream.as_fd());
-            sources.push(Event::Socket(index));
-            fds.push(PollFd::new(socket.unwrap_or(port.listener.as_fd()), PollFlags::POLLIN));
+            let connected = port.connection.as_ref().map(|connection| connection.stream.as_fd());
+            let listening = port.listener.as_ref().map(AsFd::as_fd);
+            if let Some(socket) = connected.or(listening) {
+                sources.push(Event::Socket(index));
+                fds.push(PollFd::new(socket, PollFlags::POLLIN));
+            }
             for (ring_index, ring) in device.rings.iter().enumerate() {
                 if let Some(kick) = &ring.kick {
                     sources.push(Event::Kick(index, ring_index));

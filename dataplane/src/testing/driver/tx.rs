@@ -65,8 +65,10 @@ pub struct TxOptions {
 pub struct TxQueue {
     ring: Vring,
     buffers: Buffers,
-    tables: Option<Buffers>,
+    tables: Buffers,
     options: TxOptions,
+    /// INDIRECT_DESC was negotiated.
+    indirect: bool,
     parts: Vec<Desc>,
     scratch: Vec<u8>,
 }
@@ -79,29 +81,18 @@ impl TxQueue {
         options: TxOptions,
     ) -> Result<Self, MemoryError> {
         let ring = Vring::new(memory, regions[0], size)?;
+        let tables =
+            Buffers::new(memory, &regions[..1], size, INDIRECT_TABLE_ENTRIES * DESC_BYTES)?;
         let buffers = Buffers::new(memory, regions, size, HDR + options.capacity)?;
-        Ok(Self { ring, buffers, tables: None, options, parts: Vec::new(), scratch: Vec::new() })
+        let (parts, scratch) = (Vec::new(), Vec::new());
+        Ok(Self { ring, buffers, tables, options, indirect: false, parts, scratch })
     }
 
-    /// Starts anew with what was negotiated. `tables` are made at the first need of them.
-    pub(in crate::testing) fn reset(
-        &mut self,
-        memory: &mut GuestMemory,
-        region: usize,
-        event_idx: bool,
-        indirect: bool,
-    ) -> Result<(), MemoryError> {
+    /// Starts anew with what was negotiated, all indexes at `start`.
+    pub(in crate::testing) fn reset(&mut self, event_idx: bool, indirect: bool, start: u16) {
         self.ring.reset(event_idx);
-        self.options.indirect &= indirect;
-        self.tables = match self.tables.take() {
-            _ if !indirect => None,
-            Some(tables) => Some(tables),
-            None => {
-                let bytes = INDIRECT_TABLE_ENTRIES * DESC_BYTES;
-                Some(Buffers::new(memory, &[region], self.ring.size(), bytes)?)
-            }
-        };
-        Ok(())
+        self.ring.start_at(start);
+        self.indirect = indirect;
     }
 
     /// The ring beneath, for raw descriptors and notification control.
@@ -150,7 +141,7 @@ impl TxQueue {
             let header = slot.header.to_bytes();
             span.write(start, &header);
             let addr = span.gpa() + start as u64;
-            if per_frame == 1 && !self.options.indirect {
+            if per_frame == 1 && !self.burst_indirect() {
                 self.ring.push(&[Desc::readable(addr, bytes as u32)]);
             } else {
                 self.push_segments(addr, bytes);
@@ -248,7 +239,7 @@ impl TxQueue {
         let need = layout.pieces(self.scratch.len()).count();
         let indirect = layout.is_indirect();
         let max = if indirect { INDIRECT_TABLE_ENTRIES } else { usize::from(self.ring.size()) };
-        if indirect && self.tables.is_none() {
+        if indirect && !self.indirect {
             return Err(TxError::NoIndirect);
         }
         if need > max {
@@ -279,12 +270,18 @@ impl TxQueue {
         Ok(())
     }
 
+    /// Whether chains of bursts go into indirect tables: if wanted and negotiated.
+    #[inline(always)]
+    fn burst_indirect(&self) -> bool {
+        self.options.indirect && self.indirect
+    }
+
     /// Most ring descriptors a frame of a burst takes.
     fn descs_per_frame(&self) -> usize {
-        let options = &self.options;
-        if options.indirect {
+        if self.burst_indirect() {
             return 1;
         }
+        let options = &self.options;
         let body = if options.header_apart { options.capacity } else { HDR + options.capacity };
         body.div_ceil(options.segment).max(1) + usize::from(options.header_apart)
     }
@@ -299,16 +296,16 @@ impl TxQueue {
             self.parts.push(Desc::readable(addr + at as u64, len as u32));
             at += len;
         }
-        self.push_parts(self.options.indirect);
+        self.push_parts(self.burst_indirect());
     }
 
     /// Pushes `self.parts` as a chain, in the ring or in the indirect table of the next head.
     fn push_parts(&mut self, indirect: bool) {
-        let Some(tables) = self.tables.as_ref().filter(|_| indirect) else {
+        if !indirect {
             self.ring.push(&self.parts);
             return;
-        };
-        let (table, start) = tables.of(self.ring.next_head());
+        }
+        let (table, start) = self.tables.of(self.ring.next_head());
         let last = self.parts.len() - 1;
         for (index, part) in self.parts.iter().enumerate() {
             let more = if index < last { Desc::NEXT } else { 0 };
