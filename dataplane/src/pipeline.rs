@@ -227,33 +227,36 @@ impl Worker {
         };
         burst.counters.copies.add(frames.len() as u64);
         rx.counters.offered_frames.add(frames.len() as u64);
-        let filled = match slot.live().filter(|live| live.enabled) {
-            None => Ok(0),
-            Some(live) if live.map.is_dead() => Err(RingFault::MemoryLost),
+        let (tried, fault) = match slot.live().filter(|live| live.enabled) {
+            None => (0, None),
+            Some(live) if live.map.is_dead() => (0, Some(RingFault::MemoryLost)),
             Some(live) => self.fill(batch, live, frames, &rx.counters),
         };
         // What no buffer was tried for met a ring that is down, or broke just now.
-        let tried = *filled.as_ref().unwrap_or(&0);
         let down = &frames[tried..];
         rx.counters.drops.add(DropReason::LinkDown, down.len() as u64);
         self.refuse(down, DropReason::LinkDown);
-        if let Err(fault) = filled {
+        if let Some(fault) = fault {
             slot.break_with(fault);
             let vring = queue * 2;
             burst.reports.send(Report::Broken { port: vport.id, vring, fault });
         }
     }
 
-    /// Fills the ring with `frames`; returns how many were tried.
+    /// Fills the ring with `frames`; returns how many of them are dealt with, delivered or dropped,
+    /// and why the ring broke before the others, if it did.
     fn fill(
         &mut self,
         batch: &Batch<'_>,
         live: &mut LiveRing,
         frames: &[u8],
         counters: &Egress,
-    ) -> Result<usize, RingFault> {
+    ) -> (usize, Option<RingFault>) {
         let receiver = live.abilities;
-        let mut fill = live.ring.fill(&live.map, frames.len(), live.mergeable)?;
+        let mut fill = match live.ring.fill(&live.map, frames.len(), live.mergeable) {
+            Ok(fill) => fill,
+            Err(fault) => return (0, Some(fault)),
+        };
         let (mut delivered, mut bytes, mut fault) = (0, 0, None);
         let mut tried = frames.len();
         for (n, &at) in frames.iter().enumerate() {
@@ -282,7 +285,7 @@ impl Worker {
         fill.finish();
         counters.delivered_frames.add(delivered);
         counters.delivered_bytes.add(bytes);
-        fault.map_or(Ok(tried), Err)
+        (tried, fault)
     }
 
     /// Writes one frame, as the receiver can take it.

@@ -106,6 +106,7 @@ impl Loop {
         let kick_check = u64::from(self.config.kick_check_us) * per_us;
         let mut last_check = clock::ticks();
         let mut before = last_check;
+        self.worker.set_now(clock::seconds());
         while !self.mailbox.stopping() {
             self.take_visits(before);
             if self.polled.is_empty() {

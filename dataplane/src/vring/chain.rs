@@ -1,8 +1,9 @@
 //! Walks one descriptor chain (virtio 1.3, sections 2.7.5 and 2.7.5.3).
 //!
 //! The table is guest memory: each descriptor is fetched once and only the copy is judged. A walk
-//! ends after at most as many links as the table has entries, and yields at most
-//! [`MAX_SEGMENTS`](super::MAX_SEGMENTS) segments, so a chain is bounded work whatever it says.
+//! ends after at most as many links as the table has entries, and after
+//! [`MAX_SEGMENTS`](super::MAX_SEGMENTS) buffers, empty ones included, so a chain is bounded work
+//! whatever it says and however large the ring is.
 
 use crate::vhost::mem::{GuestMap, GuestSlice};
 
@@ -57,14 +58,14 @@ pub struct Rules {
     pub indirect: bool,
 }
 
-/// A chain with more segments than the switch walks; it is the frame's fault, not the ring's.
+/// A chain with more buffers than the switch walks; it is the frame's fault, not the ring's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TooMany;
 
 /// Walks the chain that starts at `head` of `table`, gives each non-empty buffer to `visit`.
 ///
 /// Returns the sum of the lengths in bytes, or [`TooMany`] when the chain is sound as far as it
-/// was walked but has too many segments or more than 4 GiB.
+/// was walked but has too many buffers or more than 4 GiB.
 pub fn walk<'m>(
     map: &'m GuestMap,
     table: GuestSlice<'_>,
@@ -75,7 +76,7 @@ pub fn walk<'m>(
 ) -> Result<Result<u32, TooMany>, RingFault> {
     let mut table = table;
     let mut size = table_size(&table);
-    let (mut index, mut links, mut segments, mut total) = (head, 0u32, 0usize, 0u32);
+    let (mut index, mut links, mut buffers, mut total) = (head, 0u32, 0usize, 0u32);
     let mut in_indirect = false;
     loop {
         let next_out_of_range = RingFault::NextOutOfRange { next: index, size };
@@ -88,15 +89,14 @@ pub fn walk<'m>(
             continue;
         }
         check_direction(desc, rules.direction)?;
+        buffers += 1;
+        let Some(sum) = total.checked_add(desc.len).filter(|_| buffers <= MAX_SEGMENTS) else {
+            return Ok(Err(TooMany));
+        };
+        total = sum;
         if desc.len != 0 {
             let bad = RingFault::BadAddress { gpa: desc.gpa, len: desc.len };
-            let slice = map.slice(desc.gpa, desc.len, hint).ok_or(bad)?;
-            segments += 1;
-            let Some(sum) = total.checked_add(desc.len).filter(|_| segments <= MAX_SEGMENTS) else {
-                return Ok(Err(TooMany));
-            };
-            total = sum;
-            visit(slice);
+            visit(map.slice(desc.gpa, desc.len, hint).ok_or(bad)?);
         }
         if desc.flags & NEXT == 0 {
             return Ok(Ok(total));

@@ -25,7 +25,7 @@ pub const BURST: usize = 32;
 /// Bytes of a virtio-net header with VIRTIO_F_VERSION_1 (virtio 1.3, section 5.1.6).
 pub const VNET_HDR: usize = 12;
 
-/// Segments one chain may have. Linux drivers use at most 19 (MAX_SKB_FRAGS + 2).
+/// Buffers one chain may have, empty ones included. Linux drivers use at most 19 (MAX_SKB_FRAGS + 2).
 pub const MAX_SEGMENTS: usize = 64;
 
 /// Largest frame: 64 KiB of IP packet behind an Ethernet header with two VLAN tags.

@@ -144,6 +144,8 @@ impl SplitRing {
     /// Replaces the event that tells the guest of used buffers; `None`: the guest polls.
     pub fn set_call(&mut self, call: Option<EventFd>) {
         self.call = call;
+        // What was published meanwhile was not announced, however far the index went.
+        self.notified_at = None;
     }
 
     #[inline]
