@@ -210,7 +210,7 @@ proptest! {
                     model.remove_where(|of, _| of == segment)
                 ),
                 Op::Age { max_age_s } => prop_assert_eq!(
-                    fdb.age(now_s, max_age_s, fdb.buckets()),
+                    fdb.age(now_s, |_| max_age_s, fdb.buckets()),
                     model.remove_where(|_, row| {
                         row.kind == Kind::Learned && now_s - row.last_seen_s > max_age_s
                     })
@@ -304,7 +304,7 @@ proptest! {
             fdb.learn(1, Mac::from_key(0x0200_0000_0000 | n as u64), PortId(1), 200, time).expect("room");
         }
         let steps = fdb.buckets().div_ceil(budget);
-        let removed: usize = (0..steps).map(|_| fdb.age(100, 50, budget)).sum();
+        let removed: usize = (0..steps).map(|_| fdb.age(100, |_| 50, budget)).sum();
         let old = times.iter().filter(|&&time| 100 - time > 50).count();
         prop_assert_eq!(removed, old);
         prop_assert!(fdb.entries().all(|entry| entry.last_seen_s >= 50));

@@ -20,8 +20,11 @@
 //! never a PMD.
 
 mod describe;
+mod explain;
 #[cfg(any(test, feature = "testing"))]
 pub mod fake;
+mod features;
+mod housekeeping;
 mod metrics;
 mod openapi;
 pub mod peer;
@@ -29,8 +32,10 @@ mod refusal;
 mod routes;
 pub mod server;
 pub mod socket;
+pub mod switch;
 #[cfg(test)]
 mod tests;
+mod view;
 
 use slipway_api::{
     ApiError, Created, ExplainReply, FdbEntry, FdbFilter, FdbList, Health, Mac, PmdList, Port,
@@ -120,9 +125,3 @@ pub trait Control: Send + Sync + 'static {
         }
     }
 }
-
-pub mod explain;
-pub mod features;
-pub mod housekeeping;
-pub mod switch;
-pub mod view;

@@ -19,8 +19,7 @@ pub mod mailbox;
 pub mod run;
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
 use crossbeam::queue::{ArrayQueue, SegQueue};
@@ -82,34 +81,26 @@ pub enum Report {
 /// Sightings are bounded, so that a guest that invents addresses makes no one else wait; what does
 /// not fit is counted. A broken ring is always told: each was set up by the control thread, so there
 /// are never more of these reports than rings.
-///
-/// ```text
-/// PMD                                control
-/// push                               sleeps
-/// waiting = true, and it was false:  <- signalled
-///   signal                           take until None:
-///                                      pop -- none --> waiting = false, pop once more
-/// ```
-///
-/// A push before the last pop is found by it; a push after it finds `waiting` false and signals.
 #[derive(Debug)]
 pub struct Reports {
     sighted: ArrayQueue<Report>,
     broken: SegQueue<Report>,
-    /// The control thread was signalled and has not found the queues empty since.
-    waiting: AtomicBool,
-    wake: EventFd,
+    reader: OnceLock<Waker>,
 }
 
 impl Reports {
     /// Room for `capacity` sightings.
-    pub fn new(capacity: usize) -> io::Result<Self> {
-        Ok(Self {
+    pub fn new(capacity: usize) -> Self {
+        Self {
             sighted: ArrayQueue::new(capacity),
             broken: SegQueue::new(),
-            waiting: AtomicBool::new(false),
-            wake: EventFd::new()?,
-        })
+            reader: OnceLock::new(),
+        }
+    }
+
+    /// Says who reads the reports; only the first to say so is woken.
+    pub fn read_by(&self, reader: Waker) {
+        self.reader.get_or_init(|| reader).wake();
     }
 
     /// Hands over a report; `false`: there was no room.
@@ -121,24 +112,19 @@ impl Reports {
                 true
             }
         };
-        // ORDERING: releases the push to the swap in `take`, or comes after that in which case it
-        // finds false.
-        if !self.waiting.swap(true, Ordering::AcqRel) {
-            self.wake.signal();
-        }
+        self.wake_reader();
         is_taken
     }
 
-    /// The next report. The control thread goes back to sleep only after `None`.
-    pub fn take(&self) -> Option<Report> {
-        self.pop().or_else(|| {
-            // ORDERING: acquires what was pushed before a swap in `send` that found true.
-            self.waiting.swap(false, Ordering::AcqRel);
-            self.pop()
-        })
+    /// Has the reader look again.
+    pub fn wake_reader(&self) {
+        if let Some(reader) = self.reader.get() {
+            reader.wake();
+        }
     }
 
-    fn pop(&self) -> Option<Report> {
+    /// The next report, broken rings first.
+    pub fn take(&self) -> Option<Report> {
         self.broken.pop().or_else(|| self.sighted.pop())
     }
 }
@@ -274,11 +260,6 @@ impl Drop for Pmd {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicU64;
-
-    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-    use std::os::fd::AsFd;
-
     use super::*;
 
     fn sighted(mac: u64) -> Report {
@@ -287,7 +268,7 @@ mod tests {
 
     #[test]
     fn a_broken_ring_is_told_though_sightings_fill_their_queue() {
-        let reports = Reports::new(1).unwrap();
+        let reports = Reports::new(1);
         assert!(reports.send(sighted(1)));
         assert!(!reports.send(sighted(2)));
         let broken = Report::Broken { port: PortId(7), vring: 1, fault: RingFault::EmptyBuffer };
@@ -295,55 +276,5 @@ mod tests {
         assert_eq!(reports.take(), Some(broken));
         assert_eq!(reports.take(), Some(sighted(1)));
         assert_eq!(reports.take(), None);
-    }
-
-    #[test]
-    fn one_signal_announces_all_reports_until_the_queue_was_found_empty() {
-        let reports = Reports::new(8).unwrap();
-        reports.send(sighted(1));
-        assert!(reports.wake().drain());
-        reports.send(sighted(2));
-        assert!(!reports.wake().drain());
-        while reports.take().is_some() {}
-        reports.send(sighted(3));
-        assert!(reports.wake().drain());
-    }
-
-    /// Each producer sends one report and waits until it was taken: the queue is nearly empty all
-    /// the time, which is where a wake-up can get lost.
-    #[test]
-    fn no_report_is_left_lying_while_the_control_thread_sleeps() {
-        const EACH: u64 = 5_000;
-        let reports = Reports::new(4).unwrap();
-        let taken = [AtomicU64::new(0), AtomicU64::new(0)];
-        std::thread::scope(|scope| {
-            for (producer, taken) in taken.iter().enumerate() {
-                let reports = &reports;
-                scope.spawn(move || {
-                    for n in 0..EACH {
-                        assert!(reports.send(sighted(producer as u64)));
-                        while taken.load(Ordering::Relaxed) == n {
-                            std::thread::yield_now();
-                        }
-                    }
-                });
-            }
-            let mut left = 2 * EACH;
-            while left > 0 {
-                let mut wake = [PollFd::new(reports.wake().as_fd(), PollFlags::POLLIN)];
-                let woken = poll(&mut wake, PollTimeout::from(20_000u16)).unwrap();
-                if woken == 0 {
-                    // Free the producers, who wait for us, before the test fails.
-                    taken.iter().for_each(|taken| taken.store(u64::MAX, Ordering::Relaxed));
-                    panic!("asleep with {left} reports to come");
-                }
-                reports.wake().drain();
-                while let Some(report) = reports.take() {
-                    let Report::Sighted { mac, .. } = report else { panic!("{report:?}") };
-                    taken[mac as usize].fetch_add(1, Ordering::Relaxed);
-                    left -= 1;
-                }
-            }
-        });
     }
 }
