@@ -65,7 +65,7 @@ pub fn one_way(
         window.full_turns += u64::from(sent < BURST);
         window.frames += receive(receiver, &mut window.seen)?;
         // Not each turn: the clock costs as much as a frame.
-        if window.turns % 16 == 0 && clock::ticks() >= end {
+        if window.turns.is_multiple_of(16) && clock::ticks() >= end {
             break;
         }
     }
