@@ -73,6 +73,24 @@ pub fn one_way(
     Ok(window)
 }
 
+/// Sends until `frames` frames of `template` were received; stops early only on a fault.
+///
+/// Frames that found no buffer are sent again, as a transport would.
+pub fn exactly(
+    sender: &mut Guest,
+    receiver: &mut Guest,
+    template: &[u8],
+    frames: u64,
+) -> Result<()> {
+    let (mut received, mut word, mut seen) = (0, 0, 0);
+    while received < frames {
+        send(sender, template, &mut word)?;
+        received += receive(receiver, &mut seen)?;
+    }
+    std::hint::black_box(seen);
+    drain(sender, receiver)
+}
+
 /// One burst of the sender. Returns how many frames had room.
 #[inline]
 fn send(sender: &mut Guest, template: &[u8], word: &mut u64) -> Result<usize> {
