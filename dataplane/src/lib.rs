@@ -1,6 +1,7 @@
 //! The switch.
 
 pub mod clock;
+pub mod config;
 pub mod control;
 pub mod fdb;
 pub mod flow;

@@ -1,0 +1,466 @@
+//! The configuration of slipwayd: one TOML file, every key with a default.
+//!
+//! ```text
+//! file --parse--> keys known? --serde--> types right? --check--> in range? --> Config
+//!        line         line, nearest key      line           line, remedy
+//! ```
+//! The whole file is judged before any of it is used, so a refused file changes nothing. Defaults
+//! stand in the `Default` of each section; `configs/slipwayd.toml` repeats and explains them, and a
+//! test compares the two.
+
+mod file;
+
+use std::{fmt, os::unix::ffi::OsStrExt, path::PathBuf};
+
+use serde::{Deserialize, Serialize};
+use slipway_api::{
+    MAX_AGEING_S, MAX_FDB_LIMIT, MAX_MAC_QUOTA, MAX_QUEUE_PAIRS, MAX_SOCKET_PATH_BYTES,
+    PortDefaults,
+};
+
+pub use file::{ConfigError, Place};
+
+/// Where slipwayd looks for its configuration unless it is told.
+pub const DEFAULT_PATH: &str = "/etc/slipway/slipwayd.toml";
+
+/// The most frames taken from a vring at once; sizes the PMDs' scratch memory.
+pub const MAX_BURST_FRAMES: u16 = 64;
+/// The highest core number, as `cpu_set_t` has it (CPU_SET(3)).
+const MAX_CORE: usize = 1023;
+/// The most PMD threads.
+const MAX_PMDS: usize = 128;
+/// The most ports; each needs some seven file descriptors.
+const MAX_PORTS: u32 = 65_536;
+/// The largest vring (virtio 1.3, section 2.7: the queue size is at most 32768).
+const MAX_RING_ENTRIES: u16 = 32_768;
+/// The smallest vring in which one frame of 64 KiB in pages, with its header, still fits.
+const MIN_RING_ENTRIES: u16 = 32;
+/// The longest a PMD may spin without work, in microseconds: ten seconds.
+const MAX_IDLE_US: u32 = 10_000_000;
+/// The longest time-out of the vhost-user protocol, in milliseconds: a minute.
+const MAX_VHOST_MS: u32 = 60_000;
+
+/// The configuration of one slipwayd.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// How the control API is reached.
+    pub api: ApiConfig,
+    /// The polling threads.
+    pub pmd: PmdConfig,
+    /// Limits and places of ports.
+    pub ports: PortsConfig,
+    /// The forwarding database.
+    pub fdb: FdbConfig,
+    /// What is logged, and how.
+    pub log: LogConfig,
+    /// Time limits of the vhost-user protocol.
+    pub vhost: VhostConfig,
+}
+
+/// `[api]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ApiConfig {
+    /// The UNIX socket of the API.
+    pub socket: PathBuf,
+    /// The group, by name or number, whose members may use the API besides root and our own user.
+    pub group: Option<String>,
+}
+
+impl Default for ApiConfig {
+    fn default() -> Self {
+        Self { socket: slipway_api::DEFAULT_SOCKET.into(), group: None }
+    }
+}
+
+/// `[pmd]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PmdConfig {
+    /// The cores to poll on: one PMD thread for each.
+    pub cores: Vec<usize>,
+    /// Frames taken from a vring at once.
+    pub burst_frames: u16,
+    /// How long a vring must be empty before it is looked at only now and then, in microseconds.
+    pub idle_before_cold_us: u32,
+    /// How long a vring must be empty before the guest is asked to kick, and a PMD without work
+    /// before it sleeps, in microseconds; 0 never.
+    pub idle_before_sleep_us: u32,
+}
+
+impl Default for PmdConfig {
+    fn default() -> Self {
+        Self {
+            cores: vec![1],
+            burst_frames: 32,
+            idle_before_cold_us: 50,
+            idle_before_sleep_us: 1000,
+        }
+    }
+}
+
+/// `[ports]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PortsConfig {
+    /// The folder of everything slipwayd makes at run time; ports' sockets go to `ports` in it.
+    pub run_dir: PathBuf,
+    /// The most ports.
+    pub max_ports: u32,
+    /// The most queue pairs of one port.
+    pub max_queue_pairs: u16,
+    /// The largest vring a front end may set up, in entries.
+    pub max_ring_entries: u16,
+}
+
+impl Default for PortsConfig {
+    fn default() -> Self {
+        Self {
+            run_dir: "/run/slipway".into(),
+            max_ports: 1024,
+            max_queue_pairs: MAX_QUEUE_PAIRS,
+            max_ring_entries: MAX_RING_ENTRIES,
+        }
+    }
+}
+
+/// `[fdb]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FdbConfig {
+    /// The most entries of all segments together, static and learned.
+    pub capacity: u32,
+    /// How long a learned entry lives without traffic, in seconds; a segment may have its own.
+    pub ageing_s: u32,
+    /// The most addresses a port may learn; a port may have its own.
+    pub mac_quota: u32,
+}
+
+impl Default for FdbConfig {
+    fn default() -> Self {
+        Self { capacity: 65_536, ageing_s: 300, mac_quota: 64 }
+    }
+}
+
+/// `[log]`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LogConfig {
+    /// The least urgent level that is written.
+    pub level: LogLevel,
+    /// The form of a line.
+    pub format: LogFormat,
+}
+
+/// How urgent a log line is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    /// Something does not work.
+    Error,
+    /// Something will not work for long, or a peer misbehaves.
+    Warn,
+    /// What an operator wants to know: ports come and go.
+    #[default]
+    Info,
+    /// Steps of the control plane.
+    Debug,
+    /// Messages of the control plane.
+    Trace,
+}
+
+impl From<LogLevel> for tracing::Level {
+    fn from(level: LogLevel) -> Self {
+        match level {
+            LogLevel::Error => Self::ERROR,
+            LogLevel::Warn => Self::WARN,
+            LogLevel::Info => Self::INFO,
+            LogLevel::Debug => Self::DEBUG,
+            LogLevel::Trace => Self::TRACE,
+        }
+    }
+}
+
+/// The form of a log line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// `[vhost]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct VhostConfig {
+    /// How long the rest of a message may take once its first byte is there, in milliseconds.
+    pub message_deadline_ms: u32,
+    /// The wait after the first failed connection to a VMM's socket, in milliseconds; it doubles
+    /// with every failure.
+    pub reconnect_min_ms: u32,
+    /// The longest wait between two attempts, in milliseconds.
+    pub reconnect_max_ms: u32,
+}
+
+impl Default for VhostConfig {
+    fn default() -> Self {
+        Self { message_deadline_ms: 1000, reconnect_min_ms: 10, reconnect_max_ms: 1000 }
+    }
+}
+
+/// A value that cannot be used: which, why, and what to write instead.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BadValue {
+    /// The key with its section: `pmd.burst_frames`.
+    pub key: &'static str,
+    /// The value as it would be written.
+    pub value: String,
+    /// What is allowed.
+    pub rule: String,
+    /// What to do.
+    pub remedy: String,
+}
+
+impl fmt::Display for BadValue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { key, value, rule, remedy } = self;
+        write!(f, "{key} = {value} cannot be used: {rule}; {remedy}")
+    }
+}
+
+impl std::error::Error for BadValue {}
+
+impl Config {
+    /// Judges every value that its type alone does not.
+    ///
+    /// # Errors
+    /// The first value that cannot be used.
+    pub fn check(&self) -> Result<(), BadValue> {
+        self.api.check()?;
+        self.pmd.check()?;
+        self.ports.check()?;
+        self.fdb.check()?;
+        self.vhost.check()
+    }
+
+    /// What fills in the fields that a request for a port leaves out.
+    #[must_use]
+    pub fn port_defaults(&self) -> PortDefaults {
+        PortDefaults {
+            socket_dir: self.ports.run_dir.join("ports"),
+            mac_quota: self.fdb.mac_quota,
+            max_queue_pairs: self.ports.max_queue_pairs,
+        }
+    }
+}
+
+impl ApiConfig {
+    fn check(&self) -> Result<(), BadValue> {
+        absolute("api.socket", &self.socket)?;
+        if self.socket.as_os_str().len() > MAX_SOCKET_PATH_BYTES {
+            return Err(bad(
+                "api.socket",
+                self.socket.display(),
+                "a socket path has at most 107 bytes",
+                "choose a shorter one",
+            ));
+        }
+        match &self.group {
+            Some(group) if group.is_empty() => Err(bad(
+                "api.group",
+                "\"\"",
+                "a group has a name",
+                "leave the key out for no group",
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl PmdConfig {
+    fn check(&self) -> Result<(), BadValue> {
+        let cores = || format!("{:?}", self.cores);
+        if !(1..=MAX_PMDS).contains(&self.cores.len()) {
+            return Err(bad(
+                "pmd.cores",
+                cores(),
+                format!("1 to {MAX_PMDS} cores poll"),
+                "name at least one core, as in [1]",
+            ));
+        }
+        if let Some(core) = self.cores.iter().find(|core| **core > MAX_CORE) {
+            return Err(bad(
+                "pmd.cores",
+                cores(),
+                format!("core {core} is above {MAX_CORE}"),
+                "see /proc/cpuinfo for the cores there are",
+            ));
+        }
+        let is_repeated = |index: usize| self.cores[..index].contains(&self.cores[index]);
+        if let Some(index) = (0..self.cores.len()).find(|index| is_repeated(*index)) {
+            return Err(bad(
+                "pmd.cores",
+                cores(),
+                format!("core {} is named twice", self.cores[index]),
+                "two PMD threads on one core only take turns; name it once",
+            ));
+        }
+        within("pmd.burst_frames", self.burst_frames, 1, MAX_BURST_FRAMES, "32 is usual")?;
+        within("pmd.idle_before_cold_us", self.idle_before_cold_us, 0, MAX_IDLE_US, "50 is usual")?;
+        let sleep = self.idle_before_sleep_us;
+        within("pmd.idle_before_sleep_us", sleep, 0, MAX_IDLE_US, "1000 is usual, 0 never sleeps")?;
+        if sleep != 0 && sleep < self.idle_before_cold_us {
+            return Err(bad(
+                "pmd.idle_before_sleep_us",
+                sleep,
+                format!(
+                    "a vring goes cold (after {} us) before it sleeps",
+                    self.idle_before_cold_us
+                ),
+                "raise it, or lower idle_before_cold_us",
+            ));
+        }
+        Ok(())
+    }
+}
+
+impl PortsConfig {
+    fn check(&self) -> Result<(), BadValue> {
+        absolute("ports.run_dir", &self.run_dir)?;
+        within("ports.max_ports", self.max_ports, 1, MAX_PORTS, "1024 is the default")?;
+        let pairs = self.max_queue_pairs;
+        within("ports.max_queue_pairs", pairs, 1, MAX_QUEUE_PAIRS, "128 is the default")?;
+        let entries = self.max_ring_entries;
+        let range = MIN_RING_ENTRIES..=MAX_RING_ENTRIES;
+        if !range.contains(&entries) || !entries.is_power_of_two() {
+            return Err(bad(
+                "ports.max_ring_entries",
+                entries,
+                format!(
+                    "a vring has a power of two from {MIN_RING_ENTRIES} to {MAX_RING_ENTRIES} entries"
+                ),
+                "32768 allows whatever a front end asks for",
+            ));
+        }
+        Ok(())
+    }
+}
+
+impl FdbConfig {
+    fn check(&self) -> Result<(), BadValue> {
+        within("fdb.capacity", self.capacity, 16, MAX_FDB_LIMIT, "65536 is the default")?;
+        within("fdb.ageing_s", self.ageing_s, 1, MAX_AGEING_S, "300 is usual")?;
+        let most = MAX_MAC_QUOTA.min(self.capacity);
+        within("fdb.mac_quota", self.mac_quota, 1, most, "64 is the default")
+    }
+}
+
+impl VhostConfig {
+    fn check(&self) -> Result<(), BadValue> {
+        let deadline = self.message_deadline_ms;
+        within("vhost.message_deadline_ms", deadline, 1, MAX_VHOST_MS, "1000 is the default")?;
+        let max = self.reconnect_max_ms;
+        within("vhost.reconnect_max_ms", max, 1, MAX_VHOST_MS, "1000 is the default")?;
+        let min = self.reconnect_min_ms;
+        within("vhost.reconnect_min_ms", min, 1, max, "it may not exceed reconnect_max_ms")
+    }
+}
+
+fn bad(
+    key: &'static str,
+    value: impl fmt::Display,
+    rule: impl Into<String>,
+    remedy: impl Into<String>,
+) -> BadValue {
+    BadValue { key, value: value.to_string(), rule: rule.into(), remedy: remedy.into() }
+}
+
+fn within<T: PartialOrd + fmt::Display>(
+    key: &'static str,
+    value: T,
+    least: T,
+    most: T,
+    remedy: &str,
+) -> Result<(), BadValue> {
+    if (&least..=&most).contains(&&value) {
+        return Ok(());
+    }
+    Err(bad(key, value, format!("it is {least} to {most}"), remedy))
+}
+
+fn absolute(key: &'static str, path: &std::path::Path) -> Result<(), BadValue> {
+    if path.is_absolute() && !path.as_os_str().as_bytes().iter().any(u8::is_ascii_control) {
+        return Ok(());
+    }
+    Err(bad(
+        key,
+        format_args!("{path:?}"),
+        "it is an absolute path without control characters",
+        "begin it with /",
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_can_be_used() {
+        assert_eq!(Config::default().check(), Ok(()));
+    }
+
+    /// What `check` says after `change` to the defaults.
+    fn refused(change: impl FnOnce(&mut Config)) -> &'static str {
+        let mut config = Config::default();
+        change(&mut config);
+        let error = config.check().expect_err("the value cannot be used");
+        assert!(!error.rule.is_empty() && !error.remedy.is_empty(), "{error}");
+        error.key
+    }
+
+    #[test]
+    fn every_value_out_of_range_is_refused_by_its_key() {
+        assert_eq!(refused(|c| c.api.socket = "api.sock".into()), "api.socket");
+        assert_eq!(refused(|c| c.api.socket = format!("/{:0107}", 0).into()), "api.socket");
+        assert_eq!(refused(|c| c.api.group = Some(String::new())), "api.group");
+        assert_eq!(refused(|c| c.pmd.cores = vec![]), "pmd.cores");
+        assert_eq!(refused(|c| c.pmd.cores = vec![1024]), "pmd.cores");
+        assert_eq!(refused(|c| c.pmd.cores = vec![1, 2, 1]), "pmd.cores");
+        assert_eq!(refused(|c| c.pmd.cores = (0..129).collect()), "pmd.cores");
+        assert_eq!(refused(|c| c.pmd.burst_frames = 0), "pmd.burst_frames");
+        assert_eq!(refused(|c| c.pmd.burst_frames = 65), "pmd.burst_frames");
+        assert_eq!(refused(|c| c.pmd.idle_before_cold_us = u32::MAX), "pmd.idle_before_cold_us");
+        assert_eq!(refused(|c| c.pmd.idle_before_sleep_us = 49), "pmd.idle_before_sleep_us");
+        assert_eq!(refused(|c| c.pmd.idle_before_sleep_us = u32::MAX), "pmd.idle_before_sleep_us");
+        assert_eq!(refused(|c| c.ports.run_dir = "run".into()), "ports.run_dir");
+        assert_eq!(refused(|c| c.ports.max_ports = 0), "ports.max_ports");
+        assert_eq!(refused(|c| c.ports.max_queue_pairs = 129), "ports.max_queue_pairs");
+        assert_eq!(refused(|c| c.ports.max_ring_entries = 100), "ports.max_ring_entries");
+        assert_eq!(refused(|c| c.ports.max_ring_entries = 16), "ports.max_ring_entries");
+        assert_eq!(refused(|c| c.fdb.capacity = 15), "fdb.capacity");
+        assert_eq!(refused(|c| c.fdb.ageing_s = 0), "fdb.ageing_s");
+        assert_eq!(refused(|c| c.fdb.mac_quota = 65_537), "fdb.mac_quota");
+        assert_eq!(refused(|c| c.vhost.message_deadline_ms = 0), "vhost.message_deadline_ms");
+        assert_eq!(refused(|c| c.vhost.reconnect_min_ms = 1001), "vhost.reconnect_min_ms");
+        assert_eq!(refused(|c| c.vhost.reconnect_max_ms = 60_001), "vhost.reconnect_max_ms");
+    }
+
+    #[test]
+    fn never_sleeping_is_allowed() {
+        let mut config = Config::default();
+        config.pmd.idle_before_sleep_us = 0;
+        assert_eq!(config.check(), Ok(()));
+    }
+
+    #[test]
+    fn the_error_names_key_value_rule_and_remedy() {
+        let mut config = Config::default();
+        config.pmd.burst_frames = 100;
+        let text = config.check().expect_err("too long").to_string();
+        assert_eq!(text, "pmd.burst_frames = 100 cannot be used: it is 1 to 64; 32 is usual");
+    }
+}
