@@ -1,7 +1,7 @@
 //! What a frame is about, from one pass over its first bytes.
 //!
 //! Two depths, so that a frame pays only for what is asked:
-//!  1. [`l2`] reads addresses, EtherType and VLAN tags: two loads, a shift and a compare for an
+//!  1. [`l2`] reads addresses, EtherType and VLAN tags: three loads and two compares for an
 //!     untagged frame. Every frame pays this.
 //!  2. [`parse`] goes on through IPv4 or IPv6 with extension headers to ports. Policy, offloads and
 //!     spreading over queues ask for it.
@@ -90,11 +90,12 @@ pub fn l2(head: &[u8], frame_len: u32) -> Result<L2, ParseError> {
     if (frame_len as usize) < ethernet::HEADER_LEN {
         return Err(ParseError::Truncated);
     }
-    // Two overlapping loads: bytes 0 to 7 hold the destination, 6 to 13 source and EtherType.
-    let [d0, d1, d2, d3, d4, d5, d6, d7, ..] = *header;
-    let [.., s0, s1, s2, s3, s4, s5, s6, s7] = *header;
-    let dst = u64::from_be_bytes([d0, d1, d2, d3, d4, d5, d6, d7]) >> 16;
-    let tail = u64::from_be_bytes([s0, s1, s2, s3, s4, s5, s6, s7]);
+    // Three loads: four and two bytes for the destination, eight for source and EtherType.
+    let [d0, d1, d2, d3, d4, d5, ..] = *header;
+    let [.., s0, s1, s2, s3, s4, s5, t0, t1] = *header;
+    let dst_high = u64::from(u32::from_be_bytes([d0, d1, d2, d3]));
+    let dst = dst_high << 16 | u64::from(u16::from_be_bytes([d4, d5]));
+    let tail = u64::from_be_bytes([s0, s1, s2, s3, s4, s5, t0, t1]);
     let untagged = L2 {
         dst,
         src: tail >> 16,

@@ -583,6 +583,36 @@ mod tests {
     }
 
     #[test]
+    fn checksum_that_comes_out_as_zero_is_written_as_all_ones() {
+        let mut frame = ipv4(udp::PROTOCOL);
+        frame[usize::from(L4)..].fill(0);
+        frame[usize::from(L4) + udp::LEN_AT + 1] = 100;
+        // The sum so far is 100; this makes it 0xffff, whose complement is 0.
+        frame[usize::from(L4) + udp::HEADER_LEN..][..2]
+            .copy_from_slice(&(0xffff - 100u16).to_be_bytes());
+        let offload = judge(partial(udp::CHECKSUM_AT), &frame, FULL).expect("sound");
+        let Action::Checksum(work) = offload.for_receiver(Abilities::NONE) else {
+            panic!("not to be checksummed: {offload:?}");
+        };
+        complete_checksum(&mut frame, &work);
+        assert_eq!(frame[usize::from(L4) + udp::CHECKSUM_AT..][..2], [0xff, 0xff]);
+
+        // The same for segments: the datagram's length is taken out, the segment's put in.
+        let field = usize::from(L4) + udp::CHECKSUM_AT;
+        frame[field..field + 2].copy_from_slice(&100u16.to_be_bytes());
+        frame[usize::from(L4) + udp::HEADER_LEN..][..2]
+            .copy_from_slice(&(0xffff - 2 * 54u16).to_be_bytes());
+        let hdr = VirtioNetHdr { csum_offset: udp::CHECKSUM_AT as u16, ..tso(GSO_UDP_L4, 46) };
+        let offload = judge(hdr, &frame, FULL).expect("sound");
+        let Action::Segment(work) = offload.for_receiver(Abilities::NONE) else {
+            panic!("not to be segmented: {offload:?}");
+        };
+        let mut segment = [0; 200];
+        let len = Segmenter::new(&frame, &work).next_into(&mut segment);
+        assert_eq!((len, &segment[field..field + 2]), (Some(88), &[0xff, 0xff][..]));
+    }
+
+    #[test]
     fn segments_behind_a_routing_header_keep_the_pseudo_header_of_the_final_destination() {
         // Destination of the IP header: the next hop, all 1. Of the routing header: all 9.
         let mut frame = vec![2; 12];

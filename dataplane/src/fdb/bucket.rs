@@ -151,6 +151,29 @@ mod tests {
         assert_eq!((slot, after.port(), after.kind()), (2, PortId(u32::MAX), Kind::Static));
     }
 
+    /// Two keys take turns in one slot as fast as a writer can, which no table would do.
+    #[test]
+    fn value_read_under_a_key_was_stored_for_that_key() {
+        const READS: u64 = 10_000_000;
+        let bucket = Bucket::default();
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(|| {
+                for read in 0..READS {
+                    let key = read % 2 + 1;
+                    let port = bucket.read(0, key).map(Value::port);
+                    assert!(port.is_none_or(|port| u64::from(port.0) == key), "{key} at {port:?}");
+                }
+            });
+            let mut writes = 0;
+            while !reader.is_finished() {
+                let key = writes % 2 + 1;
+                bucket.write(0, u64::from(key), PortId(key), Kind::Learned);
+                writes += 1;
+            }
+            reader.join().expect("no wrong value");
+        });
+    }
+
     #[test]
     fn count_of_rewrites_wraps_without_touching_port_and_kind() {
         let last = Value(Value::REWRITES | Value::STATIC | 7);

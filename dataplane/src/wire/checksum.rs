@@ -2,10 +2,10 @@
 //!
 //! The sum does not care in which byte order words are added, nor how wide the adder is, as long as
 //! carries come back in at the end (RFC 1071, section 2). So bytes are added as native 32-bit words
-//! into eight 64-bit lanes, a shape the compiler turns into vector adds, and folded once per slice.
+//! to 64 bits, which the compiler turns into vector adds, and folded once per slice.
 //!
 //! # Bounds
-//! A lane cannot overflow below 16 GiB a slice, [`Sum`] not below 2^48 slices.
+//! No carry is lost in a slice below 16 GiB, nor in a [`Sum`] of fewer than 2^47 slices.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -105,20 +105,8 @@ const fn fold(sum: u64) -> u16 {
 /// Folded sum of native-endian words; an odd last byte is followed by a zero.
 #[inline]
 fn native_sum(bytes: &[u8]) -> u16 {
-    const LANES: usize = 8;
-    let (blocks, tail) = bytes.as_chunks::<{ 4 * LANES }>();
-    let mut lanes = [0u64; LANES];
-    for block in blocks {
-        let (words, _) = block.as_chunks::<4>();
-        for (lane, word) in lanes.iter_mut().zip(words) {
-            *lane += u64::from(u32::from_ne_bytes(*word));
-        }
-    }
-    let mut sum: u64 = lanes.iter().map(|lane| (lane >> 32) + (lane & 0xffff_ffff)).sum();
-    let (words, rest) = tail.as_chunks::<4>();
-    for word in words {
-        sum += u64::from(u32::from_ne_bytes(*word));
-    }
+    let (words, rest) = bytes.as_chunks::<4>();
+    let sum: u64 = words.iter().map(|word| u64::from(u32::from_ne_bytes(*word))).sum();
     let mut last = [0; 4];
     last[..rest.len()].copy_from_slice(rest);
     fold(sum + u64::from(u32::from_ne_bytes(last)))
