@@ -121,6 +121,7 @@ impl Worker {
         if n == 0 {
             return taken.map(|()| 0);
         }
+        burst.counters.received_frames.add(n as u64);
         burst.counters.in_hand.set(n as u64);
 
         self.judge(burst, &batch, sender);
@@ -336,7 +337,6 @@ impl Worker {
                 Some(reason) => burst.counters.drops.add(*reason, 1),
             }
         }
-        burst.counters.received_frames.add(batch.frames.len() as u64);
         burst.counters.received_bytes.add(bytes);
         burst.counters.forwarded_frames.add(forwarded);
     }
