@@ -366,12 +366,7 @@ impl Fdb {
 
     /// Removes learned entries last seen more than `max_age_s` of their segment before `now_s`, in
     /// the next `budget_buckets` buckets, and returns how many. Successive calls go round the table.
-    pub fn age(
-        &self,
-        now_s: u32,
-        max_age_s: impl Fn(u16) -> u32,
-        budget_buckets: usize,
-    ) -> usize {
+    pub fn age(&self, now_s: u32, max_age_s: impl Fn(u16) -> u32, budget_buckets: usize) -> usize {
         let mut writer = self.lock();
         let is_old = |entry: &Entry| {
             entry.kind == Kind::Learned
