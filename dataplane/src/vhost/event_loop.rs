@@ -385,7 +385,7 @@ impl EventLoop {
         self.timers.clear(Timer::Serve(id));
         if let Some(PortSocket::Connect(dial)) = self.ports.get_mut(&id).map(|p| &mut p.socket) {
             // One that hangs up right away again and again is tried less and less often.
-            if now().saturating_duration_since(connection.since) >= self.reconnect_max {
+            if now().saturating_sub(connection.since) >= self.reconnect_max {
                 dial.hope();
             }
             self.connect_later(id);

@@ -27,12 +27,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 
 use nix::sys::stat::fstat;
+use nix::sys::statfs::{HUGETLBFS_MAGIC, TMPFS_MAGIC, fstatfs};
 use vm_memory::{FileOffset, MmapRegion};
 
 use super::sigbus;
 
-/// Regions one map may hold: what CONFIGURE_MEM_SLOTS may ask for.
-pub const MAX_REGIONS: usize = 509;
+/// Regions one map may hold: what CONFIGURE_MEM_SLOTS may ask for. The mappings of a process are
+/// limited (vm.max_map_count, 65530 by default) and shared by all ports: so 1000 ports can not
+/// take each other's.
+pub const MAX_REGIONS: usize = 64;
+
+/// Bytes one map may hold. A VMM can make a file of any length without any memory behind it; 128
+/// TiB of address space are shared by all ports.
+pub const MAX_BYTES: u64 = 1 << 40;
 
 /// One region as a front end describes it (vhost-user specification, "Memory region description").
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,6 +80,23 @@ pub enum MemError {
     /// More regions than [`MAX_REGIONS`].
     #[error("More than {MAX_REGIONS} memory regions")]
     TooMany,
+    /// More bytes than [`MAX_BYTES`].
+    #[error("Memory regions of {total:#x} bytes; at most {MAX_BYTES:#x} are mapped for one port")]
+    TooLarge {
+        /// Size of all regions in bytes.
+        total: u64,
+    },
+    /// The file is not memory.
+    #[error(
+        "Memory region at guest address {gpa:#x} is not in memory but on a file system of type \
+         {kind:#x}; share guest memory as a memfd, or from tmpfs or hugetlbfs"
+    )]
+    NotMemory {
+        /// Guest-physical address of the region.
+        gpa: u64,
+        /// Magic number of the file system (statfs(2)).
+        kind: i64,
+    },
     /// The region does not lie inside the file that came with it.
     #[error(
         "Memory region at guest address {gpa:#x} ends at byte {end:#x} of a file of {file_len:#x} \
@@ -135,8 +159,15 @@ impl Region {
                 return Err(MemError::Wraps { addr, size });
             }
         }
-        let stat = fstat(file.as_fd())
-            .map_err(|errno| MemError::Map { gpa, reason: format!("fstat: {errno}") })?;
+        let failed = |call, errno| MemError::Map { gpa, reason: format!("{call}: {errno}") };
+        // A page of any other file is brought in by a disk, a network, or (FUSE) a program of the
+        // peer's, at its leisure, while the PMD that touched it and all its ports wait.
+        let kind = fstatfs(file.as_fd()).map_err(|errno| failed("fstatfs", errno))?;
+        let kind = kind.filesystem_type();
+        if kind != TMPFS_MAGIC && kind != HUGETLBFS_MAGIC {
+            return Err(MemError::NotMemory { gpa, kind: kind.0 });
+        }
+        let stat = fstat(file.as_fd()).map_err(|errno| failed("fstat", errno))?;
         let file_len = u64::try_from(stat.st_size).unwrap_or(0);
         let end = file_offset + size;
         if end > file_len {
@@ -225,6 +256,11 @@ impl GuestMap {
         };
         if regions.iter().any(overlaps) {
             return Err(MemError::Overlap { gpa: new.gpa });
+        }
+        let sizes = regions.iter().map(|r| r.spec.size);
+        let total = sizes.fold(new.size, u64::saturating_add);
+        if total > MAX_BYTES {
+            return Err(MemError::TooLarge { total });
         }
         Ok(())
     }
@@ -578,6 +614,17 @@ mod tests {
         assert!(matches!(
             map(spec(0, 0x1000, u64::MAX - 10), file(0x1000)),
             Err(MemError::Wraps { .. })
+        ));
+        let half = MAX_BYTES / 2;
+        let large = vec![
+            (spec(0, half, 0), file(half)),
+            (spec(half, half, 0), file(half)),
+            (spec(MAX_BYTES, 0x1000, 0), file(0x1000)),
+        ];
+        assert!(matches!(GuestMap::map(large), Err(MemError::TooLarge { .. })));
+        assert!(matches!(
+            map(spec(0, 0x1000, 0), File::open("/proc/self/exe").unwrap()),
+            Err(MemError::NotMemory { .. })
         ));
         let twice =
             vec![(spec(0, 0x2000, 0), file(0x2000)), (spec(0x1000, 0x1000, 0), file(0x1000))];

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::UnixAddr;
@@ -14,6 +14,7 @@ use super::handler::{Ended, Handler};
 use super::listener::Listener;
 use super::socket::SocketStatus;
 use super::stream::{Stream, StreamError};
+use super::timers::Time;
 
 /// Messages or connections of one port before the others have their turn.
 pub(super) const TURN: usize = 16;
@@ -82,7 +83,7 @@ pub(super) enum Turn {
 #[derive(Debug)]
 pub(super) struct Connection {
     pub stream: Stream,
-    pub since: Instant,
+    pub since: Time,
     /// Whether the epoll was told to say when there is room for a reply.
     pub awaits_room: bool,
 }

@@ -1,7 +1,9 @@
 //! Deadlines of the control thread, soonest first; at most one for each purpose.
 
 use std::collections::{BTreeSet, HashMap};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use crate::clock;
 
 /// What is due when a deadline passes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -18,28 +20,30 @@ pub(super) enum Timer {
     Task(usize),
 }
 
-/// The current time; the thread's only look at a clock.
-#[expect(clippy::disallowed_methods, reason = "deadlines of sockets are times of this host")]
-pub(super) fn now() -> Instant {
-    Instant::now()
+/// Monotonic time since some moment before the start of the process.
+pub(super) type Time = Duration;
+
+/// The current time.
+pub(super) fn now() -> Time {
+    Duration::from_micros(clock::ticks() / clock::ticks_per_us())
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Timers {
-    queue: BTreeSet<(Instant, Timer)>,
-    due: HashMap<Timer, Instant>,
+    queue: BTreeSet<(Time, Timer)>,
+    due: HashMap<Timer, Time>,
 }
 
 impl Timers {
     /// Makes `timer` due at `at`, instead of when it was due before.
-    pub fn set(&mut self, timer: Timer, at: Instant) {
+    pub fn set(&mut self, timer: Timer, at: Time) {
         self.clear(timer);
         self.due.insert(timer, at);
         self.queue.insert((at, timer));
     }
 
     /// As [`Self::set`], unless it is due at some time already.
-    pub fn set_once(&mut self, timer: Timer, at: Instant) {
+    pub fn set_once(&mut self, timer: Timer, at: Time) {
         if !self.due.contains_key(&timer) {
             self.set(timer, at);
         }
@@ -53,12 +57,12 @@ impl Timers {
     }
 
     /// How long until the next is due.
-    pub fn next_in(&self, now: Instant) -> Option<Duration> {
-        self.queue.first().map(|(at, _)| at.saturating_duration_since(now))
+    pub fn next_in(&self, now: Time) -> Option<Duration> {
+        self.queue.first().map(|(at, _)| at.saturating_sub(now))
     }
 
     /// Takes the soonest that is due.
-    pub fn pop(&mut self, now: Instant) -> Option<Timer> {
+    pub fn pop(&mut self, now: Time) -> Option<Timer> {
         let &(at, timer) = self.queue.first().filter(|(at, _)| *at <= now)?;
         self.queue.remove(&(at, timer));
         self.due.remove(&timer);
