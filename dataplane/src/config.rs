@@ -24,17 +24,13 @@ pub use file::{ConfigError, Place};
 pub const DEFAULT_PATH: &str = "/etc/slipway/slipwayd.toml";
 
 /// The most frames taken from a vring at once; sizes the PMDs' scratch memory.
-pub const MAX_BURST_FRAMES: u16 = 64;
+pub const MAX_BURST_FRAMES: u16 = crate::vring::BURST as u16;
 /// The highest core number, as `cpu_set_t` has it (CPU_SET(3)).
 const MAX_CORE: usize = 1023;
 /// The most PMD threads.
 const MAX_PMDS: usize = 128;
 /// The most ports; each needs some seven file descriptors.
 const MAX_PORTS: u32 = 65_536;
-/// The largest vring (virtio 1.3, section 2.7: the queue size is at most 32768).
-const MAX_RING_ENTRIES: u16 = 32_768;
-/// The smallest vring in which one frame of 64 KiB in pages, with its header, still fits.
-const MIN_RING_ENTRIES: u16 = 32;
 /// The longest a PMD may spin without work, in microseconds: ten seconds.
 const MAX_IDLE_US: u32 = 10_000_000;
 /// The longest time-out of the vhost-user protocol, in milliseconds: a minute.
@@ -82,21 +78,17 @@ pub struct PmdConfig {
     pub cores: Vec<usize>,
     /// Frames taken from a vring at once.
     pub burst_frames: u16,
-    /// How long a vring must be empty before it is looked at only now and then, in microseconds.
-    pub idle_before_cold_us: u32,
-    /// How long a vring must be empty before the guest is asked to kick, and a PMD without work
-    /// before it sleeps, in microseconds; 0 never.
+    /// How long a vring is polled without a frame before its guest is asked to kick instead, and so
+    /// a PMD without work before it sleeps, in microseconds; 0 never.
     pub idle_before_sleep_us: u32,
+    /// How often a PMD that has work looks for kicks of vrings that it does not poll, in
+    /// microseconds; 0 after every round.
+    pub kick_check_us: u32,
 }
 
 impl Default for PmdConfig {
     fn default() -> Self {
-        Self {
-            cores: vec![1],
-            burst_frames: 32,
-            idle_before_cold_us: 50,
-            idle_before_sleep_us: 1000,
-        }
+        Self { cores: vec![1], burst_frames: 32, idle_before_sleep_us: 200, kick_check_us: 25 }
     }
 }
 
@@ -110,18 +102,11 @@ pub struct PortsConfig {
     pub max_ports: u32,
     /// The most queue pairs of one port.
     pub max_queue_pairs: u16,
-    /// The largest vring a front end may set up, in entries.
-    pub max_ring_entries: u16,
 }
 
 impl Default for PortsConfig {
     fn default() -> Self {
-        Self {
-            run_dir: "/run/slipway".into(),
-            max_ports: 1024,
-            max_queue_pairs: MAX_QUEUE_PAIRS,
-            max_ring_entries: MAX_RING_ENTRIES,
-        }
+        Self { run_dir: "/run/slipway".into(), max_ports: 1024, max_queue_pairs: MAX_QUEUE_PAIRS }
     }
 }
 
@@ -199,16 +184,14 @@ pub enum LogFormat {
 pub struct VhostConfig {
     /// How long the rest of a message may take once its first byte is there, in milliseconds.
     pub message_deadline_ms: u32,
-    /// The wait after the first failed connection to a VMM's socket, in milliseconds; it doubles
-    /// with every failure.
-    pub reconnect_min_ms: u32,
-    /// The longest wait between two attempts, in milliseconds.
+    /// The longest wait between two attempts to connect to a VMM's socket, in milliseconds. The
+    /// first is one millisecond, and each is twice the one before.
     pub reconnect_max_ms: u32,
 }
 
 impl Default for VhostConfig {
     fn default() -> Self {
-        Self { message_deadline_ms: 1000, reconnect_min_ms: 10, reconnect_max_ms: 1000 }
+        Self { message_deadline_ms: 1000, reconnect_max_ms: 100 }
     }
 }
 
@@ -310,21 +293,9 @@ impl PmdConfig {
             ));
         }
         within("pmd.burst_frames", self.burst_frames, 1, MAX_BURST_FRAMES, "32 is usual")?;
-        within("pmd.idle_before_cold_us", self.idle_before_cold_us, 0, MAX_IDLE_US, "50 is usual")?;
         let sleep = self.idle_before_sleep_us;
-        within("pmd.idle_before_sleep_us", sleep, 0, MAX_IDLE_US, "1000 is usual, 0 never sleeps")?;
-        if sleep != 0 && sleep < self.idle_before_cold_us {
-            return Err(bad(
-                "pmd.idle_before_sleep_us",
-                sleep,
-                format!(
-                    "a vring goes cold (after {} us) before it sleeps",
-                    self.idle_before_cold_us
-                ),
-                "raise it, or lower idle_before_cold_us",
-            ));
-        }
-        Ok(())
+        within("pmd.idle_before_sleep_us", sleep, 0, MAX_IDLE_US, "200 is usual, 0 never sleeps")?;
+        within("pmd.kick_check_us", self.kick_check_us, 0, MAX_IDLE_US, "25 is usual")
     }
 }
 
@@ -333,20 +304,7 @@ impl PortsConfig {
         absolute("ports.run_dir", &self.run_dir)?;
         within("ports.max_ports", self.max_ports, 1, MAX_PORTS, "1024 is the default")?;
         let pairs = self.max_queue_pairs;
-        within("ports.max_queue_pairs", pairs, 1, MAX_QUEUE_PAIRS, "128 is the default")?;
-        let entries = self.max_ring_entries;
-        let range = MIN_RING_ENTRIES..=MAX_RING_ENTRIES;
-        if !range.contains(&entries) || !entries.is_power_of_two() {
-            return Err(bad(
-                "ports.max_ring_entries",
-                entries,
-                format!(
-                    "a vring has a power of two from {MIN_RING_ENTRIES} to {MAX_RING_ENTRIES} entries"
-                ),
-                "32768 allows whatever a front end asks for",
-            ));
-        }
-        Ok(())
+        within("ports.max_queue_pairs", pairs, 1, MAX_QUEUE_PAIRS, "128 is the default")
     }
 }
 
@@ -364,9 +322,7 @@ impl VhostConfig {
         let deadline = self.message_deadline_ms;
         within("vhost.message_deadline_ms", deadline, 1, MAX_VHOST_MS, "1000 is the default")?;
         let max = self.reconnect_max_ms;
-        within("vhost.reconnect_max_ms", max, 1, MAX_VHOST_MS, "1000 is the default")?;
-        let min = self.reconnect_min_ms;
-        within("vhost.reconnect_min_ms", min, 1, max, "it may not exceed reconnect_max_ms")
+        within("vhost.reconnect_max_ms", max, 1, MAX_VHOST_MS, "100 is the default")
     }
 }
 
@@ -432,20 +388,16 @@ mod tests {
         assert_eq!(refused(|c| c.pmd.cores = vec![1, 2, 1]), "pmd.cores");
         assert_eq!(refused(|c| c.pmd.cores = (0..129).collect()), "pmd.cores");
         assert_eq!(refused(|c| c.pmd.burst_frames = 0), "pmd.burst_frames");
-        assert_eq!(refused(|c| c.pmd.burst_frames = 65), "pmd.burst_frames");
-        assert_eq!(refused(|c| c.pmd.idle_before_cold_us = u32::MAX), "pmd.idle_before_cold_us");
-        assert_eq!(refused(|c| c.pmd.idle_before_sleep_us = 49), "pmd.idle_before_sleep_us");
+        assert_eq!(refused(|c| c.pmd.burst_frames = 33), "pmd.burst_frames");
+        assert_eq!(refused(|c| c.pmd.kick_check_us = u32::MAX), "pmd.kick_check_us");
         assert_eq!(refused(|c| c.pmd.idle_before_sleep_us = u32::MAX), "pmd.idle_before_sleep_us");
         assert_eq!(refused(|c| c.ports.run_dir = "run".into()), "ports.run_dir");
         assert_eq!(refused(|c| c.ports.max_ports = 0), "ports.max_ports");
         assert_eq!(refused(|c| c.ports.max_queue_pairs = 129), "ports.max_queue_pairs");
-        assert_eq!(refused(|c| c.ports.max_ring_entries = 100), "ports.max_ring_entries");
-        assert_eq!(refused(|c| c.ports.max_ring_entries = 16), "ports.max_ring_entries");
         assert_eq!(refused(|c| c.fdb.capacity = 15), "fdb.capacity");
         assert_eq!(refused(|c| c.fdb.ageing_s = 0), "fdb.ageing_s");
         assert_eq!(refused(|c| c.fdb.mac_quota = 65_537), "fdb.mac_quota");
         assert_eq!(refused(|c| c.vhost.message_deadline_ms = 0), "vhost.message_deadline_ms");
-        assert_eq!(refused(|c| c.vhost.reconnect_min_ms = 1001), "vhost.reconnect_min_ms");
         assert_eq!(refused(|c| c.vhost.reconnect_max_ms = 60_001), "vhost.reconnect_max_ms");
     }
 

@@ -3,6 +3,7 @@
 pub mod clock;
 pub mod config;
 pub mod control;
+pub mod daemon;
 pub mod fdb;
 pub mod flow;
 pub mod frame;

@@ -11,6 +11,7 @@ use std::{
 use anyhow::Context;
 use clap::Parser;
 use dataplane::config::{Config, DEFAULT_PATH, LogConfig, LogFormat};
+use dataplane::daemon;
 
 /// The slipway switch: vhost-user ports for microVMs, served by polling threads.
 ///
@@ -92,7 +93,7 @@ fn check(file: &Path) -> anyhow::Result<()> {
 
 fn run(config: Config) -> anyhow::Result<()> {
     start_logging(&config.log);
-    anyhow::bail!("The switch core is not part of this build: {config:?}")
+    daemon::run(&config)
 }
 
 fn start_logging(log: &LogConfig) {

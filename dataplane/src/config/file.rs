@@ -291,14 +291,14 @@ mod tests {
     fn values_out_of_range_are_refused_with_line_and_remedy() {
         assert_eq!(
             refusal("[pmd]\ncores = [1]\nburst_frames = 0\n"),
-            "x.toml:3: pmd.burst_frames = 0 cannot be used: it is 1 to 64; 32 is usual"
+            "x.toml:3: pmd.burst_frames = 0 cannot be used: it is 1 to 32; 32 is usual"
         );
     }
 
     #[test]
     fn a_default_that_a_key_contradicts_is_placed_at_its_section() {
-        let text = refusal("\n[pmd]\nidle_before_cold_us = 2000");
-        assert!(text.starts_with("x.toml:2: pmd.idle_before_sleep_us = 1000"), "{text}");
+        let text = refusal("\n[fdb]\ncapacity = 32");
+        assert!(text.starts_with("x.toml:2: fdb.mac_quota = 64"), "{text}");
     }
 
     #[test]

@@ -41,7 +41,8 @@ use mailbox::Mailbox;
 pub struct PmdConfig {
     /// Frames taken from one ring before the next one's turn; at most [`crate::vring::BURST`].
     pub burst_frames: u16,
-    /// How long a ring is polled without a frame before it is armed, in microseconds.
+    /// How long a ring is polled without a frame before it is armed, in microseconds;
+    /// 0: it is always polled.
     pub idle_before_sleep_us: u32,
     /// How often a busy PMD looks for kicks of armed rings, in microseconds.
     pub kick_check_us: u32,

@@ -38,6 +38,8 @@ pub struct Loop {
     epoll: Arc<Epoll>,
     counters: Arc<PmdCounters>,
     worker: Box<Worker>,
+    /// Clock ticks without a frame before a ring is armed.
+    idle_limit: u64,
     entries: Vec<Option<Entry>>,
     /// Where each ring is in `entries`, by its tag.
     by_tag: HashMap<u64, usize>,
@@ -84,6 +86,10 @@ impl Loop {
         counters: Arc<PmdCounters>,
     ) -> Self {
         let tables = Cache::new(Arc::clone(&shared.tables));
+        let idle_limit = match config.idle_before_sleep_us {
+            0 => u64::MAX,
+            us => u64::from(us) * clock::ticks_per_us(),
+        };
         let worker = Box::new(Worker::new(config.burst_frames, shared.hash_seed));
         Self {
             index,
@@ -94,6 +100,7 @@ impl Loop {
             epoll,
             counters,
             worker,
+            idle_limit,
             entries: Vec::new(),
             by_tag: HashMap::new(),
             polled: Vec::new(),
@@ -168,7 +175,6 @@ impl Loop {
         let tx = &entry.vport.tx[usize::from(entry.queue)];
         // The control thread wants the ring: it will be empty, or back, at the next turn.
         let Some(mut slot) = tx.cell.enter() else { return Turn::Idle };
-        let idle_limit = u64::from(self.config.idle_before_sleep_us) * clock::ticks_per_us();
         let Some(live) = slot.live() else { return Turn::Gone };
         if tx.owner.load(std::sync::atomic::Ordering::Relaxed) != self.index {
             return Turn::Gone;
@@ -192,7 +198,7 @@ impl Loop {
                 self.counters.frames.add(u64::from(frames));
                 return Ok(Turn::Worked);
             }
-            if now.wrapping_sub(entry.last_work) < idle_limit {
+            if now.wrapping_sub(entry.last_work) < self.idle_limit {
                 return Ok(Turn::Idle);
             }
             if live.watch.is_none() {

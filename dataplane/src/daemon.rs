@@ -1,0 +1,88 @@
+//! The daemon: a configuration, running.
+//!
+//! ```text
+//! main thread        waits for SIGTERM or SIGINT
+//! slipway-vhost      all vhost-user sockets, housekeeping        one
+//! slipway-api        the control API                             one
+//! slipway-pmdN       polls vrings, pinned                        one per configured core
+//! ```
+//!
+//! The number of threads does not depend on the number of ports. The signals are blocked before any
+//! other thread starts, so that all of them inherit that and only the main thread takes them.
+
+use std::hash::{BuildHasher, RandomState};
+use std::os::unix::fs::DirBuilderExt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use nix::sys::signal::{SigSet, Signal};
+
+use crate::config::Config;
+use crate::control::peer::PeerPolicy;
+use crate::control::server::ApiServer;
+use crate::control::socket::{ApiSocket, find_group};
+use crate::control::switch::{Switch, SwitchConfig};
+use crate::pmd::PmdConfig;
+use crate::vhost::socket::{SocketMode, VhostConfig, VhostThread};
+
+/// Runs the switch until SIGTERM or SIGINT, then takes everything down.
+///
+/// # Errors
+/// What could not be started; nothing of it is left running.
+pub fn run(config: &Config) -> anyhow::Result<()> {
+    let signals = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect::<SigSet>();
+    signals.thread_block().context("Failed to block signals")?;
+
+    let group = config.api.group.as_deref().map(find_group).transpose()?;
+    let socket = ApiSocket::bind(&config.api.socket, group)?;
+    let ports = config.port_defaults();
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o750)
+        .create(&ports.socket_dir)
+        .with_context(|| format!("Failed to make the folder {}", ports.socket_dir.display()))?;
+
+    let vhost = VhostThread::spawn(VhostConfig {
+        message_deadline: Duration::from_millis(config.vhost.message_deadline_ms.into()),
+        reconnect_max: Duration::from_millis(config.vhost.reconnect_max_ms.into()),
+        cores: Vec::new(),
+    })
+    .context("Failed to start the vhost-user thread")?;
+    let permissions = if group.is_some() { 0o660 } else { 0o600 };
+    let switch = SwitchConfig {
+        cores: config.pmd.cores.clone(),
+        pmd: PmdConfig {
+            burst_frames: config.pmd.burst_frames,
+            idle_before_sleep_us: config.pmd.idle_before_sleep_us,
+            kick_check_us: config.pmd.kick_check_us,
+        },
+        ports,
+        listen: SocketMode::Listen { permissions, group: group.map(|group| group.as_raw()) },
+        max_ports: config.ports.max_ports as usize,
+        fdb_capacity: config.fdb.capacity as usize,
+        ageing_s: config.fdb.ageing_s,
+    };
+    let switch = Switch::start(switch, vhost, seeds()).context("Failed to start the switch")?;
+    let policy = PeerPolicy::new(group);
+    let api = ApiServer::start(socket, policy, Arc::new(switch))
+        .context("Failed to start the control API")?;
+    tracing::info!(
+        api = %config.api.socket.display(),
+        cores = ?config.pmd.cores,
+        "slipwayd is ready"
+    );
+
+    let signal = signals.wait().context("Failed to wait for signals")?;
+    tracing::info!(%signal, "slipwayd ends");
+    // The API first, so that nothing new begins; it holds the last reference to the switch, whose
+    // ports, sockets and threads end with it.
+    drop(api);
+    Ok(())
+}
+
+/// Numbers that guests can not guess: they choose the addresses that are hashed.
+fn seeds() -> [u64; 2] {
+    // The standard library seeds its maps from the system's random source.
+    [RandomState::new().hash_one(0), RandomState::new().hash_one(1)]
+}
