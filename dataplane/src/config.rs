@@ -413,6 +413,6 @@ mod tests {
         let mut config = Config::default();
         config.pmd.burst_frames = 100;
         let text = config.check().expect_err("too long").to_string();
-        assert_eq!(text, "pmd.burst_frames = 100 cannot be used: it is 1 to 64; 32 is usual");
+        assert_eq!(text, "pmd.burst_frames = 100 cannot be used: it is 1 to 32; 32 is usual");
     }
 }
