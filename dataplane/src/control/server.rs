@@ -31,7 +31,6 @@ use tokio::{
 
 use super::{
     Control,
-    metrics::ApiCounters,
     peer::{Peer, PeerPolicy},
     refusal::Refusal,
     routes::{self, Api},
@@ -111,7 +110,8 @@ pub(super) async fn serve_counted(
     api: Api,
     shutdown: impl Future<Output = ()>,
 ) {
-    let closed = refusing_router(&api.counters);
+    let closed = refusing_router();
+    let counters = Arc::clone(&api.counters);
     let open = routes::router(api);
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let (end, _) = watch::channel(());
@@ -135,7 +135,12 @@ pub(super) async fn serve_counted(
                 continue;
             }
         };
-        let router = if is_allowed(&stream, &policy) { &open } else { &closed };
+        let router = if is_allowed(&stream, &policy) {
+            &open
+        } else {
+            counters.peer_refused();
+            &closed
+        };
         let (router, end) = (router.clone(), end.subscribe());
         connections.spawn(async move {
             let _place = place;
@@ -156,17 +161,13 @@ fn is_allowed(stream: &UnixStream, policy: &PeerPolicy) -> bool {
 }
 
 /// Answers everything with 403.
-fn refusing_router(counters: &Arc<ApiCounters>) -> Router {
-    let counters = Arc::clone(counters);
-    Router::new().fallback(move || {
-        counters.peer_refused();
-        async {
-            Refusal(ApiError::new(
-                ErrorCode::Forbidden,
-                "Your user may not use this API",
-                "Run as root or as slipwayd's own user, or join the `group` set under [api]",
-            ))
-        }
+fn refusing_router() -> Router {
+    Router::new().fallback(async || {
+        Refusal(ApiError::new(
+            ErrorCode::Forbidden,
+            "Your user may not use this API",
+            "Run as root or as slipwayd's own user, or join the `group` set under [api]",
+        ))
     })
 }
 

@@ -1,0 +1,189 @@
+//! What each command asks of the switch, and how its answer is printed.
+
+use std::io::Write;
+
+use clap::CommandFactory;
+use serde::Serialize;
+use slipway_api::{Created, HealthStatus, client::Client};
+
+use crate::{
+    Failure,
+    cli::{Cli, Command, FdbCommand, PortCommand, Shell, VniCommand},
+    tables, watch,
+};
+
+/// Where answers go, and in which form.
+pub struct Output<'a> {
+    /// The stream.
+    pub stream: &'a mut dyn Write,
+    /// Whether a person looks at it, so that `--watch` may clear the screen.
+    pub is_terminal: bool,
+    /// JSON instead of tables.
+    pub as_json: bool,
+}
+
+impl Output<'_> {
+    /// Prints an answer in the form asked for.
+    pub fn answer<T: Serialize>(
+        &mut self,
+        answer: &T,
+        text: impl FnOnce(&T) -> String,
+    ) -> Result<(), Failure> {
+        if self.as_json {
+            // The API's types always serialise: what fails is the stream.
+            serde_json::to_writer_pretty(&mut *self.stream, answer)
+                .map_err(std::io::Error::from)?;
+            self.stream.write_all(b"\n")?;
+        } else {
+            self.stream.write_all(text(answer).as_bytes())?;
+        }
+        Ok(self.stream.flush()?)
+    }
+
+    /// Says in a word what was done; in JSON the exit code says it.
+    fn done(&mut self, text: String) -> Result<(), Failure> {
+        if !self.as_json {
+            writeln!(self.stream, "{text}")?;
+        }
+        Ok(self.stream.flush()?)
+    }
+}
+
+/// Does what the command line says.
+///
+/// # Errors
+/// [`Failure`], which knows its exit code and its words.
+pub async fn run(cli: Cli, stream: &mut dyn Write, is_terminal: bool) -> Result<(), Failure> {
+    let client = Client::new(cli.socket);
+    let mut out = Output { stream, is_terminal, as_json: cli.json };
+    match cli.command {
+        Command::Port(command) => port(command, &client, &mut out).await,
+        Command::Vni(command) => vni(command, &client, &mut out).await,
+        Command::Fdb(command) => fdb(command, &client, &mut out).await,
+        Command::Stats(args) => match args.watch {
+            Some(interval) if args.pmd => {
+                watch::pmds(&client, interval, args.count, &mut out).await
+            }
+            Some(interval) => watch::ports(&client, interval, args.count, &mut out).await,
+            None if args.pmd => out.answer(&client.pmds().await?, tables::pmds),
+            None => out.answer(&client.stats().await?, tables::stats),
+        },
+        Command::Explain(args) => {
+            out.answer(&client.explain(&args.into()).await?, tables::explanation)
+        }
+        Command::Health => {
+            let health = client.health().await?;
+            out.answer(&health, tables::health)?;
+            match health.status {
+                HealthStatus::Ok => Ok(()),
+                HealthStatus::Degraded => Err(Failure::Unwell),
+            }
+        }
+        Command::Version => version(&client, &mut out).await,
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            let (mut command, name) = (Cli::command(), "slipwayctl");
+            match shell {
+                Shell::Bash => {
+                    clap_complete::generate(
+                        clap_complete::Shell::Bash,
+                        &mut command,
+                        name,
+                        &mut script,
+                    );
+                }
+                Shell::Zsh => {
+                    clap_complete::generate(
+                        clap_complete::Shell::Zsh,
+                        &mut command,
+                        name,
+                        &mut script,
+                    );
+                }
+                Shell::Fish => {
+                    clap_complete::generate(
+                        clap_complete::Shell::Fish,
+                        &mut command,
+                        name,
+                        &mut script,
+                    );
+                }
+            }
+            Ok(out.stream.write_all(&script)?)
+        }
+    }
+}
+
+async fn port(command: PortCommand, client: &Client, out: &mut Output<'_>) -> Result<(), Failure> {
+    match command {
+        PortCommand::Add(args) => {
+            let (port, created) = client.create_port(&args.into()).await?;
+            out.answer(&port, |port| {
+                let (name, socket) = (&port.spec.name, port.spec.socket.display());
+                match created {
+                    Created::New => format!("Created port {name}: {socket}\n"),
+                    Created::Existing => format!("Port {name} exists: {socket}\n"),
+                }
+            })
+        }
+        PortCommand::Del { name } => {
+            client.delete_port(&name).await?;
+            out.done(format!("Deleted port {name}"))
+        }
+        PortCommand::List { vni } => {
+            let mut list = client.list_ports().await?;
+            list.ports.retain(|port| vni.is_none_or(|vni| vni == port.spec.vni));
+            out.answer(&list, tables::ports)
+        }
+        PortCommand::Show { name } => out.answer(&client.get_port(&name).await?, tables::port),
+    }
+}
+
+async fn vni(command: VniCommand, client: &Client, out: &mut Output<'_>) -> Result<(), Failure> {
+    match command {
+        VniCommand::List => out.answer(&client.list_vnis().await?, tables::vnis),
+        VniCommand::Set(args) => {
+            let (vni, _) = client.put_vni(args.vni, &args.into()).await?;
+            out.answer(&vni, |vni| {
+                let fate = if vni.floods_unknown { "flooded" } else { "dropped" };
+                format!("Set VNI {}: frames for unknown addresses are {fate}\n", vni.vni)
+            })
+        }
+        VniCommand::Del { vni } => {
+            client.delete_vni(vni).await?;
+            out.done(format!("Forgot the settings of VNI {vni}"))
+        }
+    }
+}
+
+async fn fdb(command: FdbCommand, client: &Client, out: &mut Output<'_>) -> Result<(), Failure> {
+    match command {
+        FdbCommand::List(args) => out.answer(&client.list_fdb(&args.into()).await?, tables::fdb),
+        FdbCommand::Add { vni, mac, port } => {
+            let (entry, created) = client.add_fdb(&FdbCommand::entry(vni, mac, port)).await?;
+            out.answer(&entry, |entry| {
+                let verb = match created {
+                    Created::New => "is now",
+                    Created::Existing => "was already",
+                };
+                format!("{} on VNI {} {verb} behind port {}\n", entry.mac, entry.vni, entry.port)
+            })
+        }
+        FdbCommand::Del { vni, mac } => {
+            client.delete_fdb(vni, mac).await?;
+            out.done(format!("Removed {mac} from VNI {vni}"))
+        }
+    }
+}
+
+async fn version(client: &Client, out: &mut Output<'_>) -> Result<(), Failure> {
+    let own = env!("CARGO_PKG_VERSION");
+    // Our own version is told even when there is nobody to ask.
+    out.done(format!("slipwayctl {own}"))?;
+    let server = client.version().await?;
+    if out.as_json {
+        let both = serde_json::json!({ "slipwayctl": own, "slipwayd": server });
+        return out.answer(&both, ToString::to_string);
+    }
+    out.done(format!("{} {} (API {})", server.name, server.version, server.api))
+}

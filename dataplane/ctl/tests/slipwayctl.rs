@@ -1,0 +1,317 @@
+//! slipwayctl as a process, against the API server with a fake switch behind it.
+
+use std::{
+    path::PathBuf,
+    process::{Command, Output},
+    sync::Arc,
+};
+
+use dataplane::control::{
+    Control, fake::FakeSwitch, peer::PeerPolicy, server::ApiServer, socket::ApiSocket,
+};
+use serde_json::{Value, json};
+use slipway_api::{Mac, PortDefaults};
+
+/// A served fake switch; all of it ends with the value.
+struct Rig {
+    switch: Arc<FakeSwitch>,
+    socket: PathBuf,
+    _server: ApiServer,
+    _folder: tempfile::TempDir,
+}
+
+impl Rig {
+    fn start() -> Self {
+        let folder = tempfile::tempdir().expect("tempdir");
+        let socket = folder.path().join("api.sock");
+        let switch = Arc::new(FakeSwitch::new(PortDefaults {
+            socket_dir: "/run/slipway/ports".into(),
+            mac_quota: 64,
+            max_queue_pairs: 16,
+        }));
+        let listening = ApiSocket::bind(&socket, None).expect("binds");
+        let control = Arc::clone(&switch) as Arc<dyn Control>;
+        let server = ApiServer::start(listening, PeerPolicy::new(None), control).expect("starts");
+        Self { switch, socket, _server: server, _folder: folder }
+    }
+
+    /// Runs `slipwayctl` with these words, separated by blanks.
+    fn run(&self, words: &str) -> Output {
+        slipwayctl()
+            .env("SLIPWAY_SOCKET", &self.socket)
+            .args(words.split(' '))
+            .output()
+            .expect("slipwayctl runs")
+    }
+
+    /// What it printed, when it did as told.
+    fn text(&self, words: &str) -> String {
+        let output = self.run(words);
+        assert!(output.status.success(), "{words}: {output:?}");
+        assert!(output.stderr.is_empty(), "{words}: {output:?}");
+        String::from_utf8(output.stdout).expect("text")
+    }
+
+    fn json(&self, words: &str) -> Value {
+        serde_json::from_str(&self.text(words)).expect("JSON")
+    }
+
+    /// Exit code and standard error of a failure; nothing was printed as a result.
+    fn failure(&self, words: &str) -> (i32, String) {
+        let output = self.run(words);
+        assert!(output.stdout.is_empty(), "{words}: {output:?}");
+        let told = String::from_utf8(output.stderr).expect("text");
+        (output.status.code().expect("ended by itself"), told)
+    }
+}
+
+fn slipwayctl() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_slipwayctl"))
+}
+
+#[test]
+fn a_port_is_added_found_listed_shown_and_deleted() {
+    let rig = Rig::start();
+    assert_eq!(rig.text("port list"), "There are no ports.\n");
+    let add = "port add vm1 --vni 7 --mac 52:54:00:00:00:01 --mtu 1500";
+    assert_eq!(rig.text(add), "Created port vm1: /run/slipway/ports/vm1.sock\n");
+    assert_eq!(rig.text(add), "Port vm1 exists: /run/slipway/ports/vm1.sock\n");
+    rig.text("port add longer-name --mode connect --socket-path /run/vm2.sock --queue-pairs 4");
+    rig.switch.connect("vm1");
+    assert_eq!(rig.text("port list"), PORT_LIST);
+    assert_eq!(rig.text("port list --vni 7").lines().count(), 2);
+    assert_eq!(rig.text("port show vm1"), PORT_SHOW);
+    assert_eq!(rig.text("port del vm1"), "Deleted port vm1\n");
+    let (code, told) = rig.failure("port del vm1");
+    assert_eq!(code, 4, "{told}");
+}
+
+const PORT_LIST: &str = "\
+PORT         VNI  MAC                LINK     PAIRS  MODE     SOCKET
+longer-name    0  -                  waiting      4  connect  /run/vm2.sock
+vm1            7  52:54:00:00:00:01  up           1  listen   /run/slipway/ports/vm1.sock
+";
+
+const PORT_SHOW: &str = "\
+Port         vm1 (id 1)
+Link         up
+VNI          7
+MAC          52:54:00:00:00:01
+Socket       /run/slipway/ports/vm1.sock (listen)
+Queue pairs  1
+Learning     no
+Anti-spoof   yes
+MTU          1500
+Features     VIRTIO_F_VERSION_1 VIRTIO_NET_F_MRG_RXBUF
+Memory       256 MiB at 0x0
+
+RING  WAY  SIZE  STATE    ENABLED  PMD
+   0  rx    256  running  yes        0
+   1  tx    256  running  yes        0
+";
+
+#[test]
+fn a_broken_port_says_why() {
+    let rig = Rig::start();
+    rig.text("port add vm1");
+    rig.switch.break_port("vm1", "ring 1: the available index jumped by 4711");
+    let shown = rig.text("port show vm1");
+    let link = "Link         broken: ring 1: the available index jumped by 4711";
+    assert!(shown.lines().any(|line| line == link), "{shown}");
+}
+
+#[test]
+fn segments_are_set_listed_and_forgotten() {
+    let rig = Rig::start();
+    assert_eq!(rig.text("vni list"), "There are no segments.\n");
+    rig.text("port add vm1 --vni 7");
+    assert_eq!(
+        rig.text("vni set 9 --unknown-unicast drop --fdb-limit 100 --ageing 60"),
+        "Set VNI 9: frames for unknown addresses are dropped\n"
+    );
+    assert_eq!(rig.text("vni list"), VNI_LIST);
+    assert_eq!(rig.text("vni del 9"), "Forgot the settings of VNI 9\n");
+    assert_eq!(rig.failure("vni del 7").0, 1);
+}
+
+const VNI_LIST: &str = "\
+VNI  PORTS  UNKNOWN UNICAST  FDB  FDB LIMIT  AGEING
+  7      1  auto (flood)       0          -   300 s
+  9      0  drop               0        100    60 s
+";
+
+#[test]
+fn forwarding_entries_are_added_listed_and_removed() {
+    let rig = Rig::start();
+    assert_eq!(rig.text("fdb list"), "There are no entries.\n");
+    rig.text("port add vm1");
+    let add = "fdb add 0 52:54:00:00:00:09 vm1";
+    assert_eq!(rig.text(add), "52:54:00:00:00:09 on VNI 0 is now behind port vm1\n");
+    assert_eq!(rig.text(add), "52:54:00:00:00:09 on VNI 0 was already behind port vm1\n");
+    rig.switch.learn(0, Mac([0x52, 0x54, 0, 0, 0, 1]), "vm1");
+    assert_eq!(rig.text("fdb list"), FDB_LIST);
+    assert!(rig.text("fdb list --limit 1").ends_with("(1 of 2; see --limit)\n"));
+    assert_eq!(rig.text("fdb list --kind learned --port vm1 --vni 0").lines().count(), 2);
+    rig.text("fdb del 0 52:54:00:00:00:09");
+    assert_eq!(rig.failure("fdb del 0 52:54:00:00:00:09").0, 4);
+}
+
+const FDB_LIST: &str = "\
+VNI  MAC                PORT  KIND     AGE
+  0  52:54:00:00:00:01  vm1   learned  3 s
+  0  52:54:00:00:00:09  vm1   static     -
+";
+
+#[test]
+fn counters_are_shown_with_drops_by_reason() {
+    let rig = Rig::start();
+    rig.text("port add vm1");
+    assert_eq!(rig.text("stats"), STATS);
+    rig.switch.connect("vm1");
+    assert_eq!(rig.text("stats --pmd"), PMD_STATS);
+}
+
+const STATS: &str = "\
+PORT  VNI  RECEIVED  FORWARDED  IN DROPS  IN HAND  OFFERED  DELIVERED  OUT DROPS
+vm1     0      1000        990         9        1     1000        995          5
+
+PORT  DROPPED     REASON     FRAMES
+vm1   from guest  no_route        7
+vm1   from guest  spoofed         2
+vm1   to guest    ring_full       5
+";
+
+const PMD_STATS: &str = "\
+PMD  CORE    BUSY  CYCLES/FRAME  FRAMES/BURST  FRAMES  SLEEPS  WAKEUPS  VRINGS
+  0     1  75.0 %         150.0          20.0   20000       2        1  vm1:1
+";
+
+#[test]
+fn watching_shows_rates_again_and_again() {
+    let rig = Rig::start();
+    rig.text("port add vm1");
+    let text = rig.text("stats --watch 0.01 --count 2");
+    let heads = text.lines().filter(|line| line.starts_with("PORT") && line.contains("BIT/s"));
+    assert_eq!(heads.count(), 2, "{text}");
+    // Between two readings of the fake nothing is dropped.
+    assert!(!text.contains("REASON"), "{text}");
+    let pmds = rig.text("stats --pmd --watch 0.01 --count 1");
+    assert!(pmds.contains("CYCLES/FRAME"), "{pmds}");
+    let raw = rig.text("--json stats --watch 0.01 --count 3");
+    let documents = serde_json::Deserializer::from_str(&raw).into_iter::<Value>();
+    assert_eq!(documents.filter_map(Result::ok).count(), 3);
+}
+
+#[test]
+fn a_frame_is_explained_stage_by_stage() {
+    let rig = Rig::start();
+    rig.text("port add vm1");
+    rig.text("port add vm2 --mac 52:54:00:00:00:02");
+    let frame = "--src 52:54:00:00:00:01 --dst 52:54:00:00:00:02";
+    assert_eq!(rig.text(&format!("explain --port vm1 {frame}")), EXPLAIN);
+    let unknown = rig.text("explain --port vm1 --hex 5254000000775254000000010800");
+    assert!(unknown.ends_with("\nThe frame is dropped: no_route.\n"), "{unknown}");
+    let to_all = rig.text(
+        "explain --port vm1 --src 52:54:00:00:00:01 --dst ff:ff:ff:ff:ff:ff --ethertype 0x0806",
+    );
+    assert!(to_all.ends_with("\nThe frame is flooded to vm2.\n"), "{to_all}");
+    let tcp = format!(
+        "explain --port vm1 {frame} --src-ip 10.0.0.1 --dst-ip 10.0.0.2 --ip-protocol tcp --dst-port 80"
+    );
+    assert!(rig.text(&tcp).ends_with("\nThe frame leaves by port vm2.\n"));
+}
+
+const EXPLAIN: &str = "\
+STAGE  ANSWER  DETAIL
+parse  pass    60 bytes to 52:54:00:00:00:02
+fdb    known
+
+The frame leaves by port vm2.
+";
+
+#[test]
+fn a_switch_that_is_not_well_is_an_answer_and_exit_code_1() {
+    let rig = Rig::start();
+    assert_eq!(rig.text("health"), "ok: up for 61 s, 0 ports (0 up, 0 broken), 1 PMD threads\n");
+    rig.switch.ail("PMD 0 made no progress for 10 s");
+    let output = rig.run("health");
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8(output.stdout).expect("text");
+    assert!(
+        text.starts_with("degraded: ") && text.ends_with("  PMD 0 made no progress for 10 s\n")
+    );
+}
+
+#[test]
+fn both_versions_are_told() {
+    let rig = Rig::start();
+    let version = env!("CARGO_PKG_VERSION");
+    assert_eq!(rig.text("version"), format!("slipwayctl {version}\nslipwayd {version} (API v1)\n"));
+    assert_eq!(rig.json("version --json")["slipwayd"]["api"], "v1");
+}
+
+#[test]
+fn json_is_the_answer_of_the_api() {
+    let rig = Rig::start();
+    assert_eq!(rig.json("--json port add vm1")["spec"]["name"], "vm1");
+    assert_eq!(rig.json("port list --json")["ports"][0]["link"], "waiting");
+    assert_eq!(rig.json("--json vni set 7")["vni"], 7);
+    assert_eq!(rig.json("--json fdb list"), json!({"entries": [], "matching": 0}));
+    assert_eq!(rig.text("--json port del vm1"), "");
+}
+
+#[test]
+fn a_refusal_is_told_with_its_remedy_and_in_json_when_asked() {
+    let rig = Rig::start();
+    rig.text("port add vm1");
+    let (code, told) = rig.failure("port add vm1 --vni 8");
+    assert_eq!(code, 1);
+    assert_eq!(
+        told,
+        "slipwayctl: Port vm1 exists with another vni: 0 (vni: 8)\n  \
+         Ask for the same settings, choose another name, or delete the port first\n"
+    );
+    let (_, told) = rig.failure("--json port add vm1 --vni 8");
+    let told: Value = serde_json::from_str(&told).expect("JSON");
+    assert_eq!(told["error"]["code"], "conflict");
+    let (code, told) = rig.failure("port add vm2 --queue-pairs 17");
+    assert_eq!(code, 1);
+    assert!(told.contains("max_queue_pairs"), "{told}");
+}
+
+#[test]
+fn words_that_make_no_sense_are_the_command_lines_exit_code() {
+    let rig = Rig::start();
+    for words in [
+        "port",
+        "port add",
+        "fdb add 0 52:54 vm1",
+        "explain --port a --src 02:00:00:00:00:01",
+        "stats --count 3",
+        "port add a --learning perhaps",
+    ] {
+        assert_eq!(rig.failure(words).0, 2, "{words}");
+    }
+}
+
+#[test]
+fn a_switch_that_is_not_there_is_asked_after() {
+    let folder = tempfile::tempdir().expect("tempdir");
+    let socket = folder.path().join("none.sock");
+    let output = slipwayctl().arg("--socket").arg(&socket).arg("health").output().expect("runs");
+    assert_eq!(output.status.code(), Some(3));
+    let told = String::from_utf8(output.stderr).expect("text");
+    assert!(told.contains("none.sock") && told.contains("is slipwayd running"), "{told}");
+}
+
+#[test]
+fn completions_name_the_commands_and_need_no_switch() {
+    for shell in ["bash", "zsh", "fish"] {
+        let output = slipwayctl().args(["completions", shell]).output().expect("runs");
+        assert!(output.status.success(), "{output:?}");
+        let script = String::from_utf8(output.stdout).expect("text");
+        for word in ["explain", "unknown-unicast", "watch"] {
+            assert!(script.contains(word), "{shell} lacks {word}");
+        }
+    }
+}
