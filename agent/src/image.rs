@@ -1,0 +1,76 @@
+//! How the guest image wants to be booted: command line, machine and CPU.
+//!
+//! Under emulation (TCG) the time to boot is the host's CPU time, and most of it is code that runs
+//! once and must be translated first. So everything the guest can do without is left out: the
+//! decision page on the guest image has the seconds for each. Hardware virtualisation needs none
+//! of it beyond [`COMMAND_LINE`].
+
+/// Kernel parameters for every guest.
+///
+/// * `quiet console=ttyS0`: the serial console shows errors and the agent's words.
+/// * `random.trust_cpu=1`: RDRAND seeds the random numbers; a guest this small would wait for
+///   entropy.
+/// * `8250.nr_uarts=1`: one serial port is there to be probed.
+/// * `cryptomgr.notests`: the ciphers are not tested at each boot.
+/// * `lsm= apparmor=0 audit=0`: there is one process in the guest.
+/// * `ipv6.disable=1`: the guest's only words on the wire are those it was asked to say, no
+///   router solicitations and multicast reports of its own.
+pub const COMMAND_LINE: &str = "quiet console=ttyS0 random.trust_cpu=1 8250.nr_uarts=1 \
+    cryptomgr.notests lsm= apparmor=0 audit=0 ipv6.disable=1";
+
+/// Kernel parameters under TCG, in addition to [`COMMAND_LINE`].
+///
+/// * `acpi=off`: the interpreter of the firmware's tables costs a sixth of all code that a boot
+///   runs. Interrupts are routed by SeaBIOS's MP table instead.
+/// * `tsc=reliable no_timer_check`: the emulated timers would be watched and tested.
+/// * `mitigations=off init_on_alloc=0 hardened_usercopy=off randomize_kstack_offset=off`: there
+///   is no secret in the guest.
+/// * `initcall_blacklist=`: see [`SKIPPED_INITCALLS`].
+pub const TCG_COMMAND_LINE: &str = "acpi=off tsc=reliable no_timer_check mitigations=off \
+    init_on_alloc=0 hardened_usercopy=off randomize_kstack_offset=off";
+
+/// Initialisations the kernel skips under TCG (`initcall_blacklist=`, separated by commas). A
+/// kernel that lacks one of them passes over its name.
+///
+/// * Tracing: searching all traceable functions for weak ones, rewriting the formats of all
+///   events, the files of tracefs.
+/// * Registering functions for BPF, the first of which parses the kernel's type information.
+///   TCP CUBIC registers such functions too, so the guest's TCP uses Reno.
+/// * The certificates that signatures of modules are checked with: the image's are not signed.
+/// * `/sys/kernel/slab`, the PS/2 keyboard, encrypted keys.
+pub const SKIPPED_INITCALLS: [&str; 19] = [
+    "ftrace_check_for_weak_functions",
+    "ftrace_check_sync",
+    "trace_eval_init",
+    "tracer_init_tracefs",
+    "event_trace_init",
+    "init_kprobe_trace",
+    "init_dynamic_event",
+    "init_blk_tracer",
+    "bpf_rstat_kfunc_init",
+    "bpf_key_sig_kfuncs_init",
+    "bpf_tcp_ca_kfunc_init",
+    "bpf_prog_test_run_init",
+    "bpf_kfunc_init",
+    "kfunc_init",
+    "cubictcp_register",
+    "load_system_certificate_list",
+    "slab_sysfs_init",
+    "i8042_init",
+    "init_encrypted",
+];
+
+/// QEMU's `-machine` under TCG: without ACPI tables, system management mode (its firmware costs
+/// TLB flushes), SATA, SMBus and HPET.
+pub const TCG_MACHINE: &str = "q35,acpi=off,smm=off,sata=off,smbus=off,hpet=off";
+
+/// QEMU's `-cpu` under TCG. SMAP toggles, XSAVE areas and `rep stosb` are quick on hardware and
+/// slow in an emulator; without the bits the kernel uses plain loads and stores.
+pub const TCG_CPU: &str = "max,-smap,-smep,-umip,-xsave,-pku,-fsgsbase,-erms,-la57";
+
+/// All kernel parameters for a guest under TCG; the caller appends `slipway.ip=` and
+/// `slipway.mtu=`.
+pub fn tcg_command_line() -> String {
+    let skipped = SKIPPED_INITCALLS.join(",");
+    format!("{COMMAND_LINE} {TCG_COMMAND_LINE} initcall_blacklist={skipped}")
+}
