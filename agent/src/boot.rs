@@ -44,6 +44,24 @@ fn load_module(path: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Settings of the kernel, below `/proc/sys`.
+const SYSCTLS: [(&str, &str); 2] = [
+    // Who may open ICMP datagram sockets is a range of group ids, empty at first (icmp(7)).
+    ("net/ipv4/ping_group_range", "0 0"),
+    // The default holds three of the largest datagrams: a receiver that is slow because it is
+    // emulated would lose what the network under test has delivered.
+    ("net/core/rmem_default", "8388608"),
+];
+
+/// Sets the kernel up for what the agent does.
+pub fn set_sysctls() -> Result<()> {
+    for (name, value) in SYSCTLS {
+        fs::write(Path::new("/proc/sys").join(name), value)
+            .with_context(|| format!("Failed to set {name} to {value}"))?;
+    }
+    Ok(())
+}
+
 /// What the host tells the guest on the kernel's command line.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Settings {

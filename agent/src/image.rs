@@ -70,7 +70,68 @@ pub const TCG_CPU: &str = "max,-smap,-smep,-umip,-xsave,-pku,-fsgsbase,-erms,-la
 
 /// All kernel parameters for a guest under TCG; the caller appends `slipway.ip=` and
 /// `slipway.mtu=`.
-pub fn tcg_command_line() -> String {
+///
+/// The emulated CPU's time stamp counter is the host's, so `tsc_khz` is best what
+/// [`host_tsc_khz`] says. Without it the guest measures it against the emulated timer, which
+/// fails now and then on a busy host and leaves the guest with a clock of 4 ms steps.
+pub fn tcg_command_line(tsc_khz: Option<u32>) -> String {
     let skipped = SKIPPED_INITCALLS.join(",");
-    format!("{COMMAND_LINE} {TCG_COMMAND_LINE} initcall_blacklist={skipped}")
+    let tsc = tsc_khz.map(|khz| format!(" tsc_early_khz={khz}")).unwrap_or_default();
+    format!("{COMMAND_LINE} {TCG_COMMAND_LINE}{tsc} initcall_blacklist={skipped}")
+}
+
+/// The frequency of the host's time stamp counter in kHz, if its kernel tells.
+pub fn host_tsc_khz() -> Option<u32> {
+    tsc_khz_of(&std::fs::read_to_string("/proc/cpuinfo").ok()?)
+}
+
+/// A kernel that times its delays by a constant time stamp counter shows twice its MHz as
+/// BogoMIPS, with two decimals: exact to 5 kHz.
+fn tsc_khz_of(cpuinfo: &str) -> Option<u32> {
+    let field = |name: &str| {
+        let mut fields = cpuinfo.lines().filter_map(|line| line.split_once(':'));
+        fields.find(|(key, _)| key.trim_end() == name).map(|(_, value)| value.trim())
+    };
+    if !field("flags")?.split(' ').any(|flag| flag == "constant_tsc") {
+        return None;
+    }
+    let (whole, hundredths) = field("bogomips")?.split_once('.')?;
+    let (whole, hundredths): (u32, u32) = (whole.parse().ok()?, hundredths.parse().ok()?);
+    whole.checked_mul(500)?.checked_add(hundredths * 5)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CPUINFO: &str = "processor\t: 0\ncpu MHz\t\t: 3100.000\n\
+        flags\t\t: fpu tsc constant_tsc nonstop_tsc\nbogomips\t: 5192.26\n";
+
+    #[test]
+    fn the_counter_runs_at_half_the_bogomips() {
+        assert_eq!(tsc_khz_of(CPUINFO), Some(2_596_130));
+    }
+
+    #[test]
+    fn a_counter_that_is_not_constant_is_not_told() {
+        assert_eq!(tsc_khz_of(&CPUINFO.replace("constant_tsc", "")), None);
+    }
+
+    #[test]
+    fn the_command_line_is_shorter_than_the_kernel_reads() {
+        let settings = " slipway.ip=255.255.255.255/32 slipway.mtu=65535";
+        let length = tcg_command_line(Some(u32::MAX)).len() + settings.len();
+        assert!(length < 2048, "{length} bytes"); // COMMAND_LINE_SIZE of x86
+    }
+
+    #[test]
+    fn the_command_line_names_no_parameter_twice() {
+        let line = tcg_command_line(Some(1));
+        let mut names: Vec<_> =
+            line.split(' ').map(|word| word.split('=').next().unwrap()).collect();
+        names.sort_unstable();
+        let count = names.len();
+        names.dedup();
+        assert_eq!(names.len(), count, "{line}");
+    }
 }

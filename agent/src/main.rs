@@ -48,11 +48,11 @@ fn run() -> Result<()> {
     let command_line = std::fs::read_to_string("/proc/cmdline").context("No command line")?;
     let settings = boot::Settings::parse(&command_line)?;
     boot::load_modules()?;
+    boot::set_sysctls()?;
     netlink::configure("lo", None, None)?;
     if system::has_nic() {
         netlink::configure(system::NIC, settings.mtu, settings.ip)?;
     }
-    ping::allow().context("Failed to allow ICMP sockets")?;
 
     let port = channel::open()?;
     let ready_ms = clock::since_boot()?.as_millis() as u64;

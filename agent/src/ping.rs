@@ -1,7 +1,6 @@
 //! ICMP echoes over a datagram socket of protocol ICMP, for which the kernel does identifier,
 //! checksum and demultiplexing (icmp(7)); what arrives are answers to this socket alone.
 
-use std::fs;
 use std::net::SocketAddrV4;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::thread;
@@ -20,13 +19,6 @@ use crate::clock;
 
 /// Length of the ICMP echo header in bytes (RFC 792).
 const HEADER: usize = 8;
-/// Who may open such sockets is a range of group ids, which is empty at first (icmp(7)).
-const PING_GROUP_RANGE: &str = "/proc/sys/net/ipv4/ping_group_range";
-
-/// Opens the kernel's ICMP sockets to us. Part of booting.
-pub fn allow() -> std::io::Result<()> {
-    fs::write(PING_GROUP_RANGE, "0 0")
-}
 
 enum Echo {
     Answered(Duration),
