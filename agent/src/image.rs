@@ -20,13 +20,11 @@ pub const COMMAND_LINE: &str = "quiet console=ttyS0 random.trust_cpu=1 8250.nr_u
 
 /// Kernel parameters under TCG, in addition to [`COMMAND_LINE`].
 ///
-/// * `acpi=off`: the interpreter of the firmware's tables costs a sixth of all code that a boot
-///   runs. Interrupts are routed by SeaBIOS's MP table instead.
 /// * `tsc=reliable no_timer_check`: the emulated timers would be watched and tested.
 /// * `mitigations=off init_on_alloc=0 hardened_usercopy=off randomize_kstack_offset=off`: there
 ///   is no secret in the guest.
 /// * `initcall_blacklist=`: see [`SKIPPED_INITCALLS`].
-pub const TCG_COMMAND_LINE: &str = "acpi=off tsc=reliable no_timer_check mitigations=off \
+pub const TCG_COMMAND_LINE: &str = "tsc=reliable no_timer_check mitigations=off \
     init_on_alloc=0 hardened_usercopy=off randomize_kstack_offset=off";
 
 /// Initialisations the kernel skips under TCG (`initcall_blacklist=`, separated by commas). A
@@ -60,25 +58,43 @@ pub const SKIPPED_INITCALLS: [&str; 19] = [
     "init_encrypted",
 ];
 
-/// QEMU's `-machine` under TCG: without ACPI tables, system management mode (its firmware costs
-/// TLB flushes), SATA, SMBus and HPET.
-pub const TCG_MACHINE: &str = "q35,acpi=off,smm=off,sata=off,smbus=off,hpet=off";
+/// A machine for QEMU and the kernel parameters that go with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tcg {
+    /// QEMU's `-machine`: a q35 without system management mode (its firmware costs TLB flushes),
+    /// SATA, SMBus and HPET.
+    pub machine: &'static str,
+    /// The kernel's command line; the caller appends `slipway.ip=` and `slipway.mtu=`.
+    pub command_line: String,
+}
+
+impl Tcg {
+    /// The quickest machine for a guest of `vcpus` virtual CPUs.
+    ///
+    /// With one CPU there is no ACPI: its interpreter is a seventh of all code that a boot
+    /// runs, and the guest does with the 8259 interrupt controllers and without MSI-X. More CPUs
+    /// are found by ACPI's tables alone, so it is there for them. A guest without ACPI can reboot
+    /// but not switch itself off: after `poweroff` it halts, and the VMM has to quit.
+    ///
+    /// The emulated CPU's time stamp counter is the host's, so `tsc_khz` is best what
+    /// [`host_tsc_khz`] says. Without it the guest measures it against the emulated timer, which
+    /// fails now and then on a busy host and leaves the guest with a clock of 4 ms steps.
+    pub fn new(vcpus: u8, tsc_khz: Option<u32>) -> Self {
+        let (machine, acpi) = match vcpus {
+            0 | 1 => ("q35,acpi=off,smm=off,sata=off,smbus=off,hpet=off", " acpi=off"),
+            _ => ("q35,smm=off,sata=off,smbus=off,hpet=off", ""),
+        };
+        let skipped = SKIPPED_INITCALLS.join(",");
+        let tsc = tsc_khz.map(|khz| format!(" tsc_early_khz={khz}")).unwrap_or_default();
+        let command_line =
+            format!("{COMMAND_LINE} {TCG_COMMAND_LINE}{acpi}{tsc} initcall_blacklist={skipped}");
+        Self { machine, command_line }
+    }
+}
 
 /// QEMU's `-cpu` under TCG. SMAP toggles, XSAVE areas and `rep stosb` are quick on hardware and
 /// slow in an emulator; without the bits the kernel uses plain loads and stores.
 pub const TCG_CPU: &str = "max,-smap,-smep,-umip,-xsave,-pku,-fsgsbase,-erms,-la57";
-
-/// All kernel parameters for a guest under TCG; the caller appends `slipway.ip=` and
-/// `slipway.mtu=`.
-///
-/// The emulated CPU's time stamp counter is the host's, so `tsc_khz` is best what
-/// [`host_tsc_khz`] says. Without it the guest measures it against the emulated timer, which
-/// fails now and then on a busy host and leaves the guest with a clock of 4 ms steps.
-pub fn tcg_command_line(tsc_khz: Option<u32>) -> String {
-    let skipped = SKIPPED_INITCALLS.join(",");
-    let tsc = tsc_khz.map(|khz| format!(" tsc_early_khz={khz}")).unwrap_or_default();
-    format!("{COMMAND_LINE} {TCG_COMMAND_LINE}{tsc} initcall_blacklist={skipped}")
-}
 
 /// The frequency of the host's time stamp counter in kHz, if its kernel tells.
 pub fn host_tsc_khz() -> Option<u32> {
@@ -118,15 +134,24 @@ mod tests {
     }
 
     #[test]
+    fn machine_and_kernel_agree_on_acpi() {
+        for (vcpus, without) in [(1, true), (2, false)] {
+            let tcg = Tcg::new(vcpus, None);
+            assert_eq!(tcg.machine.contains("acpi=off"), without, "{vcpus} CPUs");
+            assert_eq!(tcg.command_line.contains(" acpi=off"), without, "{vcpus} CPUs");
+        }
+    }
+
+    #[test]
     fn the_command_line_is_shorter_than_the_kernel_reads() {
         let settings = " slipway.ip=255.255.255.255/32 slipway.mtu=65535";
-        let length = tcg_command_line(Some(u32::MAX)).len() + settings.len();
+        let length = Tcg::new(1, Some(u32::MAX)).command_line.len() + settings.len();
         assert!(length < 2048, "{length} bytes"); // COMMAND_LINE_SIZE of x86
     }
 
     #[test]
     fn the_command_line_names_no_parameter_twice() {
-        let line = tcg_command_line(Some(1));
+        let line = Tcg::new(1, Some(1)).command_line;
         let mut names: Vec<_> =
             line.split(' ').map(|word| word.split('=').next().unwrap()).collect();
         names.sort_unstable();

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use slipway_agent::image::{TCG_CPU, TCG_MACHINE, host_tsc_khz, tcg_command_line};
+use slipway_agent::image::{TCG_CPU, Tcg, host_tsc_khz};
 use slipway_agent::protocol::{
     Answer, Call, Info, Line, Outcome, PORT_NAME, Reply, Request, to_line,
 };
@@ -52,10 +52,11 @@ pub fn once(paths: &Paths) -> Result<()> {
 fn start(paths: &Paths, folder: &Path) -> Result<Guest> {
     let socket = folder.join("ctl.sock");
     let console = folder.join("console");
+    let tcg = Tcg::new(1, host_tsc_khz());
     let child = Command::new("qemu-system-x86_64")
         .args(["-nodefaults", "-no-user-config", "-display", "none"])
-        .args(["-machine", TCG_MACHINE, "-accel", "tcg,thread=single", "-cpu", TCG_CPU])
-        .args(["-m", "128M", "-append", &tcg_command_line(host_tsc_khz())])
+        .args(["-machine", tcg.machine, "-accel", "tcg,thread=single", "-cpu", TCG_CPU])
+        .args(["-m", "128M", "-append", &tcg.command_line])
         .arg("-kernel")
         .arg(&paths.vmlinux)
         .arg("-initrd")
