@@ -1,0 +1,160 @@
+//! Debian packages, by what they are needed for.
+//!
+//! As root what is missing is installed, with one `apt-get update` at most; anybody else is told
+//! the one line to run. Waiting for another package manager is left to apt.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, bail};
+use clap::{Args, ValueEnum};
+
+/// Where apt keeps its lists of packages.
+const LISTS: &str = "/var/lib/apt/lists";
+/// How long apt waits for another package manager, in seconds.
+const LOCK_TIMEOUT_S: u32 = 600;
+
+/// Arguments of `cargo xtask deps`
+#[derive(Args)]
+pub struct Arguments {
+    /// What the packages are needed for [default: all]
+    purposes: Vec<Purpose>,
+    /// Only tell what is missing
+    #[arg(long)]
+    check: bool,
+}
+
+/// What packages are needed for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Purpose {
+    /// Running guests
+    Vm,
+    /// Watching the system calls of our processes
+    Trace,
+}
+
+impl Purpose {
+    /// The packages, as apt names them.
+    const fn packages(self) -> &'static [&'static str] {
+        match self {
+            Self::Vm => &["qemu-system-x86"],
+            Self::Trace => &["strace"],
+        }
+    }
+}
+
+/// Runs `cargo xtask deps`.
+pub fn main(arguments: &Arguments) -> Result<()> {
+    let purposes = match arguments.purposes.as_slice() {
+        [] => Purpose::value_variants(),
+        some => some,
+    };
+    if arguments.check {
+        return match missing(purposes)?.as_slice() {
+            [] => Ok(()),
+            packages => bail!("Missing packages: {}", packages.join(" ")),
+        };
+    }
+    ensure(purposes)
+}
+
+/// Sees to it that the packages for `purposes` are installed.
+///
+/// # Errors
+/// When some are missing and we are not root: the line to run. When apt fails.
+pub fn ensure(purposes: &[Purpose]) -> Result<()> {
+    let packages = missing(purposes)?;
+    if packages.is_empty() {
+        return Ok(());
+    }
+    let install = ["install", "--yes", "--no-install-recommends"];
+    if !nix::unistd::geteuid().is_root() {
+        let (install, packages) = (install.join(" "), packages.join(" "));
+        bail!(
+            "Packages are missing. Run:\n  \
+             sudo sh -c 'apt-get update && apt-get {install} {packages}'"
+        );
+    }
+    println!("Installing {}", packages.join(", "));
+    let mut arguments = install.to_vec();
+    arguments.extend(&packages);
+    // Lists that are old may name versions that the mirror no longer has.
+    if !has_lists() || apt_get(&arguments).is_err() {
+        apt_get(&["update"])?;
+        apt_get(&arguments)?;
+    }
+    Ok(())
+}
+
+/// Sees to it that apt knows which packages there are.
+///
+/// # Errors
+/// When it does not and we are not root: the line to run. When apt fails.
+pub fn ensure_lists() -> Result<()> {
+    if has_lists() {
+        return Ok(());
+    }
+    if !nix::unistd::geteuid().is_root() {
+        bail!("apt has no list of packages yet. Run:\n  sudo apt-get update");
+    }
+    println!("Fetching apt's lists of packages");
+    apt_get(&["update"])
+}
+
+fn has_lists() -> bool {
+    Path::new(LISTS).read_dir().is_ok_and(|entries| {
+        entries.flatten().any(|entry| entry.file_name().to_string_lossy().contains("_Packages"))
+    })
+}
+
+fn apt_get(arguments: &[&str]) -> Result<()> {
+    let status = Command::new("apt-get")
+        .args(["--quiet", "--option", &format!("DPkg::Lock::Timeout={LOCK_TIMEOUT_S}")])
+        .args(arguments)
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .status()
+        .context("Failed to run apt-get: this needs Debian")?;
+    if !status.success() {
+        bail!("apt-get {} failed: {status}", arguments.join(" "));
+    }
+    Ok(())
+}
+
+fn missing(purposes: &[Purpose]) -> Result<Vec<&'static str>> {
+    let needed: Vec<_> = purposes.iter().flat_map(|purpose| purpose.packages()).copied().collect();
+    let output = Command::new("dpkg-query")
+        .args(["--show", "--showformat=${Package}\\t${db:Status-Status}\\n"])
+        .args(&needed)
+        .output()
+        .context("Failed to run dpkg-query: this needs Debian")?;
+    // It fails when it knows nothing of one of the names; what it knows of the others stands.
+    Ok(not_installed(&needed, &String::from_utf8_lossy(&output.stdout)))
+}
+
+/// Those of `needed` that dpkg-query does not show as installed.
+fn not_installed(needed: &[&'static str], shown: &str) -> Vec<&'static str> {
+    let is_installed = |package: &str| {
+        shown.lines().any(|line| line.split_once('\t') == Some((package, "installed")))
+    };
+    needed.iter().copied().filter(|package| !is_installed(package)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packages_that_are_removed_or_unknown_to_dpkg_are_missing() {
+        let shown =
+            "strace\tinstalled\nqemu-system-x86\tconfig-files\nqemu-system-x86-xen\tinstalled\n";
+        let missing = not_installed(&["qemu-system-x86", "strace", "kmod"], shown);
+        assert_eq!(missing, ["qemu-system-x86", "kmod"]);
+    }
+
+    #[test]
+    fn nothing_shown_means_nothing_installed() {
+        assert_eq!(not_installed(&["strace"], ""), ["strace"]);
+    }
+}

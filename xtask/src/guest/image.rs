@@ -1,0 +1,167 @@
+//! Puts the image together from the kernel package and the agent.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::cpio::Archive;
+use super::deb::{self, Package};
+use super::{kernel, module};
+use crate::workspace;
+
+/// What the agent runs on. With an explicit target its flags do not reach build scripts and its
+/// artefacts lie apart from those of the host.
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+/// The drivers of the guest's devices. What they need comes with them.
+const DRIVERS: [&str; 3] = ["virtio_pci", "virtio_console", "virtio_net"];
+
+/// The image's parts.
+pub struct Image {
+    /// The kernel as an ELF file.
+    pub vmlinux: Vec<u8>,
+    /// The root file system, a cpio archive.
+    pub initrd: Vec<u8>,
+    /// The kernel's release.
+    pub release: String,
+    /// The modules in the order of loading.
+    pub modules: Vec<String>,
+}
+
+/// Compiles the agent as a static program, with `target` as cargo's target directory.
+pub fn build_agent(target: &Path) -> Result<PathBuf> {
+    let mut flags = vec!["-Ctarget-feature=+crt-static".to_owned()];
+    flags.push("-Crelocation-model=static".to_owned());
+    // The same program from whatever folder it is built in.
+    flags.push(format!("--remap-path-prefix={}=/slipway", workspace::root().display()));
+    let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
+    let home = home.or_else(|| std::env::home_dir().map(|home| home.join(".cargo")));
+    if let Some(home) = home {
+        flags.push(format!("--remap-path-prefix={}=/cargo", home.display()));
+    }
+    let status = Command::new(workspace::cargo())
+        .args(["build", "--quiet", "--locked", "--package", "slipway-agent"])
+        .args(["--bin", "slipway-agent", "--profile", "guest-init", "--target", TARGET])
+        .arg("--target-dir")
+        .arg(target)
+        // Separated by 0x1f: the flags hold paths, which may hold blanks.
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
+        .env_remove("RUSTFLAGS")
+        .current_dir(workspace::root())
+        .status()
+        .context("Failed to run cargo")?;
+    ensure!(status.success(), "The agent does not compile");
+    Ok(target.join(TARGET).join("guest-init/slipway-agent"))
+}
+
+/// Makes the image, with `scratch` as an empty folder to unpack to.
+pub fn make(package: &Package, agent: Vec<u8>, scratch: &Path) -> Result<Image> {
+    deb::unpack(package, scratch)?;
+    let release = release(scratch)?;
+    let image = scratch.join("boot").join(format!("vmlinuz-{release}"));
+    let image = fs::read(&image).with_context(|| format!("Failed to read {}", image.display()))?;
+    let vmlinux = kernel::vmlinux(&image)?;
+
+    let files = module_files(&scratch.join("lib/modules").join(&release))?;
+    let mut slim = BTreeMap::new();
+    let mut needs = BTreeMap::new();
+    // Reading all of the kernel's modules would be slow; those needed are found step by step.
+    let mut wanted: Vec<String> = DRIVERS.map(str::to_owned).to_vec();
+    while let Some(name) = wanted.pop() {
+        let Some(path) = files.get(&name).filter(|_| !needs.contains_key(&name)) else { continue };
+        let read = || -> Result<_> {
+            let file = fs::read(path)?;
+            Ok((module::needs(&file)?, module::slim(&file)?))
+        };
+        let (needed, file) =
+            read().with_context(|| format!("Failed to read the module {}", path.display()))?;
+        wanted.extend(needed.iter().cloned());
+        needs.insert(name.clone(), needed);
+        slim.insert(name, file);
+    }
+    let modules = module::load_order(&DRIVERS, &needs)?;
+    let initrd = initrd(agent, &modules, &mut slim);
+    Ok(Image { vmlinux, initrd, release, modules })
+}
+
+/// The only kernel of the package.
+fn release(unpacked: &Path) -> Result<String> {
+    let folder = unpacked.join("lib/modules");
+    let mut names = Vec::new();
+    for entry in folder.read_dir().context("The kernel package holds no modules")? {
+        names.push(entry?.file_name().to_string_lossy().into_owned());
+    }
+    ensure!(names.len() == 1, "The kernel package holds the kernels {names:?}, not one");
+    Ok(names.remove(0))
+}
+
+/// The module files below `folder`, by the modules' names.
+fn module_files(folder: &Path) -> Result<BTreeMap<String, PathBuf>> {
+    let mut files = BTreeMap::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        let entries = folder.read_dir();
+        for entry in entries.with_context(|| format!("Failed to list {}", folder.display()))? {
+            let entry = entry?;
+            let path = entry.path();
+            if entry.file_type()?.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "ko") {
+                let name = path.file_stem().unwrap_or_default().to_string_lossy();
+                files.insert(module::normal(&name), path.clone());
+            }
+        }
+    }
+    ensure!(
+        !files.is_empty(),
+        "No .ko files below {}: is the kernel's module compression new?",
+        folder.display()
+    );
+    Ok(files)
+}
+
+/// The archive the agent finds as its root: itself, mount points, and the modules, numbered in
+/// the order of loading.
+fn initrd(agent: Vec<u8>, order: &[String], slim: &mut BTreeMap<String, Vec<u8>>) -> Vec<u8> {
+    let mut archive = Archive::default();
+    for folder in ["dev", "modules", "proc", "sys"] {
+        archive.directory(folder);
+    }
+    archive.file("init", 0o755, agent);
+    for (number, name) in order.iter().enumerate() {
+        let file = slim.remove(name).unwrap_or_default();
+        archive.file(&format!("modules/{number:02}-{name}.ko"), 0o644, file);
+    }
+    archive.to_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modules_are_numbered_in_the_order_of_loading() {
+        let order = ["virtio_ring".to_owned(), "virtio".to_owned()];
+        let mut slim = BTreeMap::from([
+            ("virtio".to_owned(), b"second".to_vec()),
+            ("virtio_ring".to_owned(), b"first".to_vec()),
+        ]);
+        let archive = initrd(b"agent".to_vec(), &order, &mut slim);
+        let text = String::from_utf8(archive).unwrap();
+        assert!(text.contains("modules/00-virtio_ring.ko\0first"), "{text}");
+        assert!(text.contains("modules/01-virtio.ko\0\0second"), "{text}");
+        assert!(text.contains("init\0\0agent"), "{text}");
+    }
+
+    #[test]
+    fn module_files_are_found_in_all_folders_under_their_kernel_names() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir_all(folder.path().join("kernel/drivers")).unwrap();
+        fs::write(folder.path().join("kernel/drivers/virtio-rng.ko"), "").unwrap();
+        fs::write(folder.path().join("modules.order"), "").unwrap();
+        let names: Vec<_> = module_files(folder.path()).unwrap().into_keys().collect();
+        assert_eq!(names, ["virtio_rng"]);
+    }
+}
