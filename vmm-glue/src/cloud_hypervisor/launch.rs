@@ -1,0 +1,132 @@
+//! Cloud Hypervisor's arguments and VM configuration, pure functions of the specification.
+
+use std::path::Path;
+
+use super::api::{
+    ConsoleConfig, ConsoleMode, CpusConfig, HotplugMethod, MemoryConfig, NetConfig, PayloadConfig,
+    VhostMode, VmConfig,
+};
+use crate::accel::Accel;
+use crate::error::VmmError;
+use crate::spec::{CheckedSpec, Machine, NicSpec, SocketMode};
+
+/// The arguments after the program's name. Everything else goes through the API.
+pub(super) fn arguments(api_socket: &Path) -> Vec<String> {
+    vec!["--api-socket".to_owned(), format!("path={}", api_socket.display())]
+}
+
+/// The VM's configuration.
+///
+/// # Errors
+/// [`VmmError::Unsupported`] names what Cloud Hypervisor does not have.
+pub(super) fn config(spec: CheckedSpec<'_>) -> Result<VmConfig, VmmError> {
+    let refuse = |what: String, remedy: &str| {
+        let (name, backend) = (spec.name.clone(), "Cloud Hypervisor".to_owned());
+        Err(VmmError::Unsupported { name, what, backend, remedy: remedy.to_owned() })
+    };
+    if spec.accel != Accel::Kvm {
+        return refuse(format!("acceleration by {}", spec.accel), "use KVM, or QEMU");
+    }
+    if spec.machine != Machine::Q35 {
+        return refuse(format!("the machine {}", spec.machine), "ask for q35, the PCIe machine");
+    }
+    if spec.control_socket.is_some() {
+        return refuse("a virtio-serial control socket".to_owned(), "leave it out, or use QEMU");
+    }
+    let Some(kernel) = spec.kernel.clone() else {
+        return refuse("a boot without a kernel".to_owned(), "set `kernel`");
+    };
+    if let Some(nic) = spec.nics.iter().find(|nic| nic.queue_pairs > spec.vcpus) {
+        let what = format!("a NIC of {} queue pairs with {} vCPUs", nic.queue_pairs, spec.vcpus);
+        return refuse(what, "have at most one queue pair per vCPU");
+    }
+    // The serial console belongs to the machine; the guest's own parameters come last and win.
+    let cmdline = format!("console=ttyS0 {}", spec.cmdline).trim_end().to_owned();
+    let hotplug_size = spec.memory_max.map(|max| max.bytes() - spec.memory.bytes());
+    Ok(VmConfig {
+        cpus: CpusConfig { boot_vcpus: spec.vcpus, max_vcpus: spec.vcpus },
+        memory: MemoryConfig {
+            size: spec.memory.bytes(),
+            shared: true,
+            hotplug_method: HotplugMethod::Acpi,
+            hotplug_size: hotplug_size.filter(|size| *size > 0),
+        },
+        payload: PayloadConfig { kernel, initramfs: spec.initrd.clone(), cmdline },
+        net: spec.nics.iter().enumerate().map(|(index, nic)| net(index, nic)).collect(),
+        serial: ConsoleConfig { mode: ConsoleMode::Tty },
+        console: ConsoleConfig { mode: ConsoleMode::Off },
+    })
+}
+
+fn net(index: usize, nic: &NicSpec) -> NetConfig {
+    NetConfig {
+        id: format!("net{index}"),
+        mac: nic.mac.to_string(),
+        num_queues: nic.queue_pairs * 2,
+        queue_size: nic.ring_size,
+        vhost_user: true,
+        vhost_socket: nic.socket.clone(),
+        vhost_mode: match nic.mode {
+            SocketMode::VmmListens => VhostMode::Server,
+            SocketMode::SwitchListens => VhostMode::Client,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::memory::Mib;
+    use crate::spec::{MacAddr, VmSpec};
+
+    fn spec() -> VmSpec {
+        let mut spec = VmSpec::new("a", "/run/a");
+        (spec.accel, spec.vcpus, spec.kernel) = (Accel::Kvm, 2, Some("/boot/k".into()));
+        spec.nics.push(NicSpec::new("/run/a/0.sock", MacAddr([2, 0, 0, 0, 0, 1])));
+        spec
+    }
+
+    #[test]
+    fn the_configuration_has_the_json_names_of_the_api_description() {
+        let mut spec = spec();
+        (spec.nics[0].queue_pairs, spec.cmdline) = (2, "quiet".into());
+        spec.memory_max = Some(Mib::new(256));
+        let config = config(spec.check().unwrap()).unwrap();
+        let expected = json!({
+            "cpus": {"boot_vcpus": 2, "max_vcpus": 2},
+            "memory": {
+                "size": 128 << 20, "shared": true,
+                "hotplug_method": "Acpi", "hotplug_size": 128 << 20,
+            },
+            "payload": {"kernel": "/boot/k", "cmdline": "console=ttyS0 quiet"},
+            "net": [{
+                "id": "net0", "mac": "02:00:00:00:00:01", "num_queues": 4, "queue_size": 256,
+                "vhost_user": true, "vhost_socket": "/run/a/0.sock", "vhost_mode": "Server",
+            }],
+            "serial": {"mode": "Tty"},
+            "console": {"mode": "Off"},
+        });
+        assert_eq!(serde_json::to_value(config).unwrap(), expected);
+    }
+
+    #[test]
+    fn what_cloud_hypervisor_lacks_is_refused_by_name() {
+        type Change = fn(&mut VmSpec);
+        let changes: [(&str, Change); 5] = [
+            ("acceleration by tcg", |s| s.accel = Accel::Tcg),
+            ("the machine microvm", |s| s.machine = Machine::Microvm),
+            ("control socket", |s| s.control_socket = Some("/run/a/ctl".into())),
+            ("without a kernel", |s| s.kernel = None),
+            ("3 queue pairs with 2 vCPUs", |s| s.nics[0].queue_pairs = 3),
+        ];
+        for (what, change) in changes {
+            let mut spec = spec();
+            change(&mut spec);
+            let error = config(spec.check().unwrap()).unwrap_err();
+            assert!(matches!(error, VmmError::Unsupported { .. }), "{what}: {error}");
+            assert!(error.to_string().contains(what), "{error}");
+        }
+    }
+}

@@ -1,0 +1,347 @@
+//! QEMU's arguments, a pure function of the specification and a few facts of the host.
+//!
+//! Written for QEMU 7.2 and newer. Nothing is inherited from configuration files or defaults, the
+//! process is confined by QEMU's own seccomp filter, and a machine has the devices named here only.
+
+use std::path::Path;
+
+use super::QemuVersion;
+use crate::accel::Accel;
+use crate::error::VmmError;
+use crate::spec::{
+    CONTROL_PORT, CheckedSpec, MAX_CMDLINE_BYTES, Machine, NicSpec, SocketMode, SpecError,
+};
+
+/// virtio-mmio transports of the microvm machine with one I/O APIC.
+const MICROVM_SLOTS: usize = 8;
+/// DIMM slots for hot-add. With the boot memory, split around the PCI hole, and low memory they
+/// stay within the 8 regions of a SET_MEM_TABLE (vhost-user, "Memory region description").
+pub(super) const DIMM_SLOTS: usize = 4;
+
+/// What the arguments depend on besides the specification.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Host<'a> {
+    pub version: QemuVersion,
+    /// See [`crate::host::tsc_khz`].
+    pub tsc_khz: Option<u32>,
+    /// We listen here, QEMU connects: so there is nothing to wait for by trial, and nobody else
+    /// can reach the monitor.
+    pub qmp_socket: &'a Path,
+}
+
+/// The arguments after the program's name.
+///
+/// # Errors
+/// The machine lacks something, or the whole kernel command line is too long.
+pub(super) fn arguments(spec: CheckedSpec<'_>, host: Host<'_>) -> Result<Vec<String>, VmmError> {
+    check_machine(spec)?;
+    let mut args = Arguments(Vec::new());
+    args.flag("-no-user-config");
+    args.flag("-nodefaults");
+    args.pair("-name", format!("{},debug-threads=on", spec.name));
+    args.pair(
+        "-sandbox",
+        "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".to_owned(),
+    );
+    args.pair("-display", "none".to_owned());
+    machine(&mut args, spec);
+    console(&mut args);
+    for (index, nic) in spec.nics.iter().enumerate() {
+        network(&mut args, spec, index, nic, host.version);
+    }
+    if let Some(socket) = &spec.control_socket {
+        control(&mut args, spec, socket);
+    }
+    kernel(&mut args, spec, host.tsc_khz)?;
+    // Character devices are opened in this order. The monitor comes last: when it connects, the
+    // sockets above are bound.
+    args.pair("-chardev", format!("socket,id=qmp,path={}", escaped(host.qmp_socket)));
+    args.pair("-mon", "chardev=qmp,mode=control".to_owned());
+    Ok(args.0)
+}
+
+struct Arguments(Vec<String>);
+
+impl Arguments {
+    fn flag(&mut self, flag: &str) {
+        self.0.push(flag.to_owned());
+    }
+
+    fn pair(&mut self, flag: &str, value: String) {
+        self.0.extend([flag.to_owned(), value]);
+    }
+}
+
+/// A path inside a comma-separated option: commas are doubled. The specification's check made sure
+/// that it is UTF-8.
+fn escaped(path: &Path) -> String {
+    path.display().to_string().replace(',', ",,")
+}
+
+fn check_machine(spec: CheckedSpec<'_>) -> Result<(), VmmError> {
+    if spec.machine == Machine::Q35 {
+        return Ok(());
+    }
+    let refuse = |what: String, remedy: &str| {
+        let (name, backend) = (spec.name.clone(), "QEMU's microvm machine".to_owned());
+        Err(VmmError::Unsupported { name, what, backend, remedy: remedy.to_owned() })
+    };
+    let devices = spec.nics.len() + usize::from(spec.control_socket.is_some());
+    if devices > MICROVM_SLOTS {
+        return refuse(format!("{devices} virtio devices"), "use at most 8, or the q35 machine");
+    }
+    if spec.memory_max.is_some() {
+        return refuse("memory hot-add".to_owned(), "leave `memory_max` out, or use q35");
+    }
+    Ok(())
+}
+
+fn machine(args: &mut Arguments, spec: CheckedSpec<'_>) {
+    let accel = spec.accel;
+    let options = match (spec.machine, accel) {
+        (Machine::Q35, _) => "q35,",
+        // ACPI tells the guest of its virtio-mmio devices and gives it a way to power off. The other
+        // way, kernel parameters, is not built into distribution kernels. Under TCG there is no
+        // paravirtual clock, so Linux needs PIT, PICs and RTC to find its timer, and hangs in
+        // calibration without them.
+        (Machine::Microvm, Accel::Tcg) => "microvm,acpi=on,pit=on,pic=on,rtc=on,",
+        (Machine::Microvm, Accel::Kvm) => "microvm,acpi=on,",
+    };
+    args.pair("-machine", format!("{options}accel={accel},memory-backend=ram"));
+    let cpu = match accel {
+        Accel::Kvm => "host",
+        Accel::Tcg => "max",
+    };
+    args.pair("-cpu", cpu.to_owned());
+    args.pair("-smp", spec.vcpus.to_string());
+    let size = spec.memory.get();
+    args.pair("-object", format!("memory-backend-memfd,id=ram,size={size}M,share=on"));
+    let ceiling = spec.memory_max.filter(|max| *max > spec.memory);
+    args.pair(
+        "-m",
+        match ceiling {
+            Some(max) => format!("size={size}M,slots={DIMM_SLOTS},maxmem={}M", max.get()),
+            None => format!("size={size}M"),
+        },
+    );
+    if spec.machine == Machine::Microvm {
+        // The virtio-mmio default of QEMU is the legacy interface, without VERSION_1.
+        args.pair("-global", "virtio-mmio.force-legacy=false".to_owned());
+    }
+}
+
+fn console(args: &mut Arguments) {
+    // Standard output is a pipe to us, see `crate::console`. Its input is /dev/null.
+    args.pair("-chardev", "stdio,id=console,signal=off".to_owned());
+    args.pair("-serial", "chardev:console".to_owned());
+}
+
+/// The device name on this machine's bus, and its interrupt vectors.
+///
+/// Under TCG QEMU 7.2 dies of SIGSEGV as soon as the guest enables a vhost-user device with MSI-X, so
+/// there PCI devices have no vectors and use INTx. Under KVM each queue wants a vector of its own:
+/// MSI-X. microvm's devices have one interrupt line each, and no choice.
+fn on_bus(device: &str, spec: CheckedSpec<'_>, vectors: u32) -> String {
+    match (spec.machine, spec.accel) {
+        (Machine::Microvm, _) => format!("{device}-device"),
+        (Machine::Q35, Accel::Tcg) => format!("{device}-pci,disable-legacy=on,vectors=0"),
+        (Machine::Q35, Accel::Kvm) => format!("{device}-pci,disable-legacy=on,vectors={vectors}"),
+    }
+}
+
+fn network(
+    args: &mut Arguments,
+    spec: CheckedSpec<'_>,
+    index: usize,
+    nic: &NicSpec,
+    version: QemuVersion,
+) {
+    let (path, pairs, ring) = (escaped(&nic.socket), nic.queue_pairs, nic.ring_size);
+    let mode = match nic.mode {
+        SocketMode::VmmListens => "server=on,wait=off",
+        SocketMode::SwitchListens if version >= QemuVersion::RECONNECT_MS => "reconnect-ms=1000",
+        SocketMode::SwitchListens => "reconnect=1",
+    };
+    args.pair("-chardev", format!("socket,id=nic{index},path={path},{mode}"));
+    args.pair("-netdev", format!("vhost-user,id=net{index},chardev=nic{index},queues={pairs}"));
+    // Receive and transmit queue of each pair, the control queue, configuration changes.
+    let device = on_bus("virtio-net", spec, u32::from(pairs) * 2 + 2);
+    let multi_queue = if pairs > 1 { ",mq=on" } else { "" };
+    // No boot ROM: nobody boots from this network, and the ROM is in a package of its own.
+    let rom = if spec.machine == Machine::Q35 { ",romfile=" } else { "" };
+    args.pair(
+        "-device",
+        format!(
+            "{device},netdev=net{index},mac={},rx_queue_size={ring},tx_queue_size={ring}\
+             {multi_queue}{rom}",
+            nic.mac
+        ),
+    );
+}
+
+fn control(args: &mut Arguments, spec: CheckedSpec<'_>, socket: &Path) {
+    let path = escaped(socket);
+    args.pair("-chardev", format!("socket,id=control,path={path},server=on,wait=off"));
+    let device = on_bus("virtio-serial", spec, 4);
+    args.pair("-device", format!("{device},id=serial0,max_ports=2"));
+    let port = format!("virtserialport,bus=serial0.0,nr=1,chardev=control,name={CONTROL_PORT}");
+    args.pair("-device", port);
+}
+
+fn kernel(
+    args: &mut Arguments,
+    spec: CheckedSpec<'_>,
+    tsc_khz: Option<u32>,
+) -> Result<(), VmmError> {
+    let Some(kernel) = &spec.kernel else { return Ok(()) };
+    args.pair("-kernel", kernel.display().to_string());
+    if let Some(initrd) = &spec.initrd {
+        args.pair("-initrd", initrd.display().to_string());
+    }
+    let mut parameters = machine_parameters(spec.accel, tsc_khz);
+    if !spec.cmdline.is_empty() {
+        parameters.push(spec.cmdline.clone());
+    }
+    let cmdline = parameters.join(" ");
+    if cmdline.len() > MAX_CMDLINE_BYTES {
+        let allowed = "at most 2047 bytes together with the parameters of the machine";
+        let (vm, value) = (spec.name.clone(), format!("{} bytes", cmdline.len()));
+        return Err(SpecError { vm, field: "cmdline", value, allowed }.into());
+    }
+    args.pair("-append", cmdline);
+    Ok(())
+}
+
+/// Kernel parameters that follow from the machine, not from the guest.
+fn machine_parameters(accel: Accel, tsc_khz: Option<u32>) -> Vec<String> {
+    let mut parameters = vec!["console=ttyS0".to_owned()];
+    if accel == Accel::Tcg {
+        // TCG's guests read the host's time-stamp counter. Calibrating it against an emulated timer
+        // takes long and now and then fails on a busy host, which ends in a hang or in the panic
+        // of the timer check. Told the frequency, Linux trusts it, and derives `lpj` from it.
+        parameters.extend(tsc_khz.map(|khz| format!("tsc_early_khz={khz}")));
+        parameters.extend(["tsc=reliable".to_owned(), "no_timer_check".to_owned()]);
+    }
+    parameters
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::Mib;
+    use crate::spec::{MacAddr, VmSpec};
+
+    fn spec() -> VmSpec {
+        let mut spec = VmSpec::new("a", "/run/a");
+        spec.nics.push(NicSpec::new("/run/a/0,1.sock", MacAddr([2, 0, 0, 0, 0, 1])));
+        spec.control_socket = Some("/run/a/ctl.sock".into());
+        spec
+    }
+
+    fn line_of(spec: &VmSpec) -> Result<String, VmmError> {
+        let version = QemuVersion { major: 7, minor: 2 };
+        let host = Host { version, tsc_khz: Some(2_000_000), qmp_socket: Path::new("/run/a/qmp") };
+        arguments(spec.check().unwrap(), host).map(|args| args.join(" "))
+    }
+
+    fn assert_has(line: &str, parts: &[&str]) {
+        for part in parts {
+            assert!(line.contains(part), "'{part}' is missing in: {line}");
+        }
+    }
+
+    #[test]
+    fn under_tcg_pci_devices_have_no_msix() {
+        let line = line_of(&spec()).unwrap();
+        assert_has(&line, &["virtio-net-pci,disable-legacy=on,vectors=0,", "-cpu max"]);
+        assert_has(&line, &["virtio-serial-pci,disable-legacy=on,vectors=0,"]);
+    }
+
+    #[test]
+    fn under_kvm_each_queue_has_a_vector_and_the_clock_is_left_alone() {
+        let mut spec = spec();
+        (spec.accel, spec.nics[0].queue_pairs) = (Accel::Kvm, 4);
+        (spec.kernel, spec.cmdline) = (Some("/boot/k".into()), "quiet".into());
+        let line = line_of(&spec).unwrap();
+        assert_has(&line, &["vectors=10,", ",mq=on", "queues=4", "accel=kvm", "-cpu host"]);
+        assert_has(&line, &["-append console=ttyS0 quiet -chardev"]);
+    }
+
+    #[test]
+    fn memory_is_a_shared_memfd() {
+        let line = line_of(&spec()).unwrap();
+        assert_has(&line, &["memory-backend-memfd,id=ram,size=128M,share=on", "-m size=128M "]);
+        assert_has(&line, &["q35,accel=tcg,memory-backend=ram"]);
+    }
+
+    #[test]
+    fn room_for_hot_add_is_made_only_when_asked_for() {
+        let mut spec = spec();
+        spec.memory_max = Some(Mib::new(512));
+        assert_has(&line_of(&spec).unwrap(), &["-m size=128M,slots=4,maxmem=512M "]);
+        spec.machine = Machine::Microvm;
+        assert!(matches!(line_of(&spec), Err(VmmError::Unsupported { .. })));
+    }
+
+    #[test]
+    fn a_comma_in_a_path_is_no_new_option() {
+        assert_has(&line_of(&spec()).unwrap(), &["path=/run/a/0,,1.sock,server=on,wait=off"]);
+    }
+
+    #[test]
+    fn a_client_socket_reconnects_in_the_words_of_its_qemu_version() {
+        let mut spec = spec();
+        spec.nics[0].mode = SocketMode::SwitchListens;
+        assert_has(&line_of(&spec).unwrap(), &["sock,reconnect=1 "]);
+        let version = QemuVersion { major: 10, minor: 0 };
+        let host = Host { version, tsc_khz: None, qmp_socket: Path::new("/q") };
+        let line = arguments(spec.check().unwrap(), host).unwrap().join(" ");
+        assert_has(&line, &["sock,reconnect-ms=1000 "]);
+    }
+
+    #[test]
+    fn microvm_has_mmio_devices_and_under_tcg_old_timers() {
+        let mut spec = spec();
+        spec.machine = Machine::Microvm;
+        let line = line_of(&spec).unwrap();
+        assert_has(&line, &["microvm,acpi=on,pit=on,pic=on,rtc=on,accel=tcg"]);
+        assert_has(&line, &["virtio-mmio.force-legacy=false", "virtio-net-device,netdev=net0"]);
+        assert_has(&line, &["virtio-serial-device,id=serial0"]);
+        assert!(!line.contains("vectors") && !line.contains("romfile"), "{line}");
+    }
+
+    #[test]
+    fn microvm_refuses_a_ninth_device() {
+        let mut spec = spec();
+        spec.machine = Machine::Microvm;
+        for i in 1..8 {
+            spec.nics.push(NicSpec::new(format!("/{i}"), MacAddr([2, 0, 0, 0, 0, i])));
+        }
+        let error = line_of(&spec).unwrap_err().to_string();
+        assert!(error.contains("9 virtio devices") && error.contains("q35"), "{error}");
+    }
+
+    #[test]
+    fn the_guest_s_parameters_come_after_those_of_the_machine() {
+        let mut spec = spec();
+        (spec.kernel, spec.initrd) = (Some("/boot/k".into()), Some("/boot/i".into()));
+        spec.cmdline = "tsc=unstable".into();
+        let expected = "-kernel /boot/k -initrd /boot/i -append console=ttyS0 \
+                        tsc_early_khz=2000000 tsc=reliable no_timer_check tsc=unstable ";
+        assert_has(&line_of(&spec).unwrap(), &[expected]);
+    }
+
+    #[test]
+    fn a_command_line_that_outgrows_the_kernel_s_buffer_is_refused() {
+        let mut spec = spec();
+        (spec.kernel, spec.cmdline) = (Some("/boot/k".into()), "x".repeat(MAX_CMDLINE_BYTES));
+        assert!(matches!(line_of(&spec), Err(VmmError::Spec(_))));
+    }
+
+    #[test]
+    fn the_monitor_is_opened_after_every_other_socket() {
+        let line = line_of(&spec()).unwrap();
+        let last_socket = line.rfind("-chardev socket").unwrap();
+        assert!(line[last_socket..].starts_with("-chardev socket,id=qmp,path=/run/a/qmp "));
+    }
+}
