@@ -20,7 +20,7 @@ use super::eventfd::EventFd;
 use super::listener::{PortSocketError, dial};
 use super::port::{Connection, ConnectionEnd, Port, PortSocket, TURN, Turn};
 use super::socket::{SocketStatus, VhostConfig, Waker};
-use super::stream::Stream;
+use super::stream::{Stream, StreamError};
 use super::timers::{Timer, Timers, now};
 use super::watch::Watcher;
 
@@ -199,6 +199,11 @@ impl EventLoop {
                 let end = ConnectionEnd::Deadline(self.message_deadline);
                 self.disconnect(id, &end);
             }
+            Timer::Patience(id) => {
+                if let Some(port) = self.ports.get_mut(&id) {
+                    port.refuse_next_in_line();
+                }
+            }
             Timer::Serve(id) => self.serve(id),
             Timer::Accept(id) => self.accept(id),
             Timer::Connect(id) => self.connect(id),
@@ -259,7 +264,8 @@ impl EventLoop {
 
     pub fn remove_port(&mut self, id: u32) -> bool {
         let Some(port) = self.ports.remove(&id) else { return false };
-        for timer in [Timer::Message, Timer::Serve, Timer::Accept, Timer::Connect] {
+        let all = [Timer::Message, Timer::Patience, Timer::Serve, Timer::Accept, Timer::Connect];
+        for timer in all {
             self.timers.clear(timer(id));
         }
         if let (PortSocket::Connect(dial), Some(watcher)) = (&port.socket, &mut self.watcher) {
@@ -291,11 +297,16 @@ impl EventLoop {
                     }
                 },
             };
-            let current = self.ports.get(&id).and_then(|port| port.connection.as_ref());
-            if current.is_some_and(Connection::has_hung_up) {
-                self.disconnect(id, &ConnectionEnd::Replaced);
+            // One that hung up may have come to be served, or not; its successor is here.
+            while self.ports.get(&id).is_some_and(Port::is_hung_up) {
+                self.disconnect(id, &StreamError::Closed.into());
             }
-            self.adopt(id, socket);
+            let Some(port) = self.ports.get_mut(&id) else { return };
+            if port.connection.is_none() {
+                self.adopt(id, socket);
+            } else if port.queue(socket) {
+                self.timers.set(Timer::Patience(id), now() + self.message_deadline);
+            }
         }
         self.timers.set(Timer::Accept(id), now());
     }
@@ -327,12 +338,9 @@ impl EventLoop {
         }
     }
 
-    /// Makes `socket` the connection of a port, or closes it if there is one.
+    /// Makes `socket` the connection of a port that has none.
     fn adopt(&mut self, id: u32, socket: UnixStream) {
         let Some(port) = self.ports.get_mut(&id) else { return };
-        if port.connection.is_some() {
-            return port.refuse_connection();
-        }
         let watched = Stream::new(socket).and_then(|stream| {
             self.epoll.add(&stream, connection_event(id, false))?;
             Ok(stream)
@@ -383,7 +391,12 @@ impl EventLoop {
         tracing::debug!("Port {id} is disconnected: {why}");
         self.timers.clear(Timer::Message(id));
         self.timers.clear(Timer::Serve(id));
-        if let Some(PortSocket::Connect(dial)) = self.ports.get_mut(&id).map(|p| &mut p.socket) {
+        let Some(port) = self.ports.get_mut(&id) else { return };
+        if let Some(next) = port.next_in_line() {
+            self.timers.clear(Timer::Patience(id));
+            return self.adopt(id, next);
+        }
+        if let PortSocket::Connect(dial) = &mut port.socket {
             // One that hangs up right away again and again is tried less and less often.
             if now().saturating_sub(connection.since) >= self.reconnect_max {
                 dial.hope();

@@ -19,8 +19,10 @@
 //! failed for want of room for file descriptors. Half a header therefore stops every port of the
 //! thread, and so, for good, does a header with more than 32 descriptors attached, or with any
 //! while our own descriptor table is full: the bytes are gone, the crate reads on for a header
-//! that never comes. No look at the socket beforehand can exclude that. So the crate lends its
-//! message definitions, and tests its front end; the loop that a hostile peer talks to is ours.
+//! that never comes. A look at the socket beforehand excludes the first, not the last. It also
+//! fails SET_VRING_ENABLE without an answer before features are set, where QEMU sends it. So the
+//! crate lends its message definitions, and tests its front end; the loop that a hostile peer talks
+//! to is ours.
 //!
 //! # Threads
 //! Everything but [`mem::GuestMap`] and [`eventfd::EventFd`] lives on the control thread.

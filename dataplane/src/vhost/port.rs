@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -65,8 +66,6 @@ pub(super) enum ConnectionEnd {
     Io(#[from] io::Error),
     #[error("A message was not completed, or a reply not read, within {0:?}")]
     Deadline(Duration),
-    #[error("The front end hung up and another took its place")]
-    Replaced,
 }
 
 /// How a turn of messages came to its end.
@@ -88,20 +87,12 @@ pub(super) struct Connection {
     pub awaits_room: bool,
 }
 
-impl Connection {
-    /// Whether the peer has closed its end, whatever it sent before.
-    pub fn has_hung_up(&self) -> bool {
-        let mut fds = [PollFd::new(self.stream.as_fd(), PollFlags::empty())];
-        let polled = poll(&mut fds, PollTimeout::ZERO).is_ok();
-        let seen = fds[0].revents().unwrap_or(PollFlags::empty());
-        polled && seen.intersects(PollFlags::POLLHUP | PollFlags::POLLERR)
-    }
-}
-
 #[derive(Debug)]
 pub(super) struct Port {
     pub socket: PortSocket,
     pub connection: Option<Connection>,
+    /// Came while there was a connection, and waits a while for its end.
+    next: Option<UnixStream>,
     handler: Handler,
     connections: u64,
     connections_refused: u64,
@@ -114,6 +105,7 @@ impl Port {
         Self {
             socket,
             connection: None,
+            next: None,
             handler: Handler::new(device),
             connections: 0,
             connections_refused: 0,
@@ -132,8 +124,31 @@ impl Port {
         self.handler.connect();
     }
 
-    pub fn refuse_connection(&mut self) {
-        self.connections_refused += 1;
+    /// Whether there is a connection whose peer has closed it.
+    pub fn is_hung_up(&self) -> bool {
+        self.connection.as_ref().is_some_and(|connection| has_hung_up(&connection.stream))
+    }
+
+    /// Lets `socket` wait for the end of the connection, or closes it if another waits already.
+    pub fn queue(&mut self, socket: UnixStream) -> bool {
+        self.next.take_if(|next| has_hung_up(next));
+        if self.next.is_some() {
+            self.connections_refused += 1;
+            return false;
+        }
+        self.next = Some(socket);
+        true
+    }
+
+    pub fn next_in_line(&mut self) -> Option<UnixStream> {
+        self.next.take()
+    }
+
+    /// Closes what has waited long enough.
+    pub fn refuse_next_in_line(&mut self) {
+        if self.next.take().is_some() {
+            self.connections_refused += 1;
+        }
     }
 
     /// Ends the connection, if any: stops its rings, releases its memory, closes it.
@@ -179,6 +194,14 @@ impl Port {
             last_refusal: self.handler.last_refusal().map(str::to_owned),
         }
     }
+}
+
+/// Whether the peer has closed its end, whatever it sent before.
+fn has_hung_up(socket: impl AsFd) -> bool {
+    let mut fds = [PollFd::new(socket.as_fd(), PollFlags::empty())];
+    let polled = poll(&mut fds, PollTimeout::ZERO).is_ok();
+    let seen = fds[0].revents().unwrap_or(PollFlags::empty());
+    polled && seen.intersects(PollFlags::POLLHUP | PollFlags::POLLERR)
 }
 
 impl Drop for Port {

@@ -143,11 +143,13 @@ extern "C" fn on_sigbus(_signal: c_int, info: *mut libc::siginfo_t, _context: *m
         return;
     }
     let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
-    let previous = PREVIOUS.get().unwrap_or(&default);
-    // SAFETY: restores what was there before us, or the default.
-    let _ = unsafe { sigaction(Signal::SIGBUS, previous) };
-    // A fault is repeated on return and meets the restored action; a signal that was sent is not.
-    if code <= 0 {
+    // A fault is repeated on return and meets the action that was there before us. A signal that
+    // was sent is not repeated, and handlers for faults tend to take it for one: so, the default.
+    let sent = code <= 0;
+    let action = if sent { &default } else { PREVIOUS.get().unwrap_or(&default) };
+    // SAFETY: either the default action or the one that was there before us.
+    let _ = unsafe { sigaction(Signal::SIGBUS, action) };
+    if sent {
         let _ = nix::sys::signal::raise(Signal::SIGBUS);
     }
 }

@@ -7,16 +7,17 @@
 //! they hand the thread a closure and return when it has run.
 //!
 //! A port listens, or connects to a listening VMM. Either way it has one connection at a time, and
-//! after its end waits for the next at once. While one front end is connected, another is refused
-//! by closing (and counted), unless the first has hung up: a VMM that restarts is never locked out,
+//! after its end waits for the next at once. A front end that comes while another is connected
+//! waits for [`VhostConfig::message_deadline`] and is then refused by closing (and counted); a third
+//! is refused at once. So a VMM that restarts while its predecessor still dies is not locked out,
 //! and a stranger cannot push a VMM off its port.
 //!
 //! # Bounds
 //! A turn of one port is at most 16 messages or connections, then the others have theirs. A
 //! message that is not complete, or a reply that is not read, within
 //! [`VhostConfig::message_deadline`] ends its connection. No read, write, accept or connect blocks.
-//! File descriptors of a port: its listener, its connection, two a ring and one a memory region;
-//! the process limit is raised to the hard limit at the start. Without descriptors left,
+//! File descriptors of a port: its listener, its connection, two or three a ring (kick, call, error)
+//! and one a memory region; the process limit is raised to the hard limit at the start. Without descriptors left,
 //! connections wait in the kernel's queue and are looked at again after a pause.
 //!
 //! # Threads
@@ -45,7 +46,7 @@ use super::port::{Dial, PortSocket};
 /// What the control thread is told at its start.
 #[derive(Debug, Clone)]
 pub struct VhostConfig {
-    /// How long a message may stay incomplete, or a reply unread.
+    /// How long a message may stay incomplete, a reply unread, or a second front end wait.
     pub message_deadline: Duration,
     /// The longest pause between two attempts to connect to a VMM that listens.
     pub reconnect_max: Duration,
@@ -86,7 +87,7 @@ pub struct SocketStatus {
     pub connected: bool,
     /// Connections so far.
     pub connections: u64,
-    /// Connections refused because the port had one.
+    /// Connections refused because the port had one and kept it.
     pub connections_refused: u64,
     /// Messages so far, over all connections.
     pub messages: u64,

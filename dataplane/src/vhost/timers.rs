@@ -10,6 +10,8 @@ use crate::clock;
 pub(super) enum Timer {
     /// The message in hand of this port should have been completed, or its reply read.
     Message(u32),
+    /// The connection that this port has should have ended by now for the next one's sake.
+    Patience(u32),
     /// Messages of this port are left over from its last turn.
     Serve(u32),
     /// Connections to this port are left over, or could not be accepted before.
