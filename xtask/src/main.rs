@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 
 mod deps;
 mod guest;
+mod test;
 mod workspace;
 
 #[derive(Parser)]
@@ -23,11 +24,14 @@ enum Command {
     Deps(deps::Arguments),
     /// Builds the guest image: a Debian kernel and our own init
     Guest(guest::Arguments),
+    /// Runs every check and test that continuous integration runs
+    Test(test::Arguments),
 }
 
 fn main() -> Result<()> {
     match Arguments::parse().command {
         Command::Deps(arguments) => deps::main(&arguments),
         Command::Guest(arguments) => guest::main(&arguments),
+        Command::Test(arguments) => test::main(&arguments),
     }
 }
