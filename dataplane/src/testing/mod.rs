@@ -7,6 +7,7 @@
 //!   frontend           vhost-user set-up       ---- socket ---->    message handler
 //!   raw                any bytes, any fds      ---- socket ---->    message handler
 //!   memory             the memfd itself, mapped a second time in the same process
+//!   local              the same guest without socket, for tests of rings and pipeline alone
 //! ```
 //!
 //! [`Guest`] is the usual entrance: it connects, negotiates, builds the rings and then sends and
@@ -30,6 +31,7 @@ pub mod config;
 pub mod driver;
 pub mod frames;
 pub mod frontend;
+pub mod local;
 pub mod memory;
 pub mod raw;
 pub mod schedule;
@@ -40,5 +42,6 @@ pub use driver::{
     VirtioNetHdr, Vring,
 };
 pub use frontend::{Guest, GuestError, GuestListener};
+pub use local::LocalGuest;
 pub use memory::GuestMemory;
 pub use schedule::Rng;
