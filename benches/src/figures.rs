@@ -1,40 +1,58 @@
-//! The figures of the README, each measured here: forwarding between two guests on one PMD core.
+//! Forwarding between two guests on one polling core: slipway's, and that of the crates' own loop.
+//!
+//! Both switches are measured by the same generator in the same rounds, interleaved, because machines
+//! drift and are shared: compare columns of one run.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use dataplane::control::Control;
 use dataplane::pmd::PmdConfig;
-use dataplane::testing::GuestConfig;
+use dataplane::testing::{Guest, GuestConfig};
 use serde::Serialize;
 
-use crate::rig::{Rig, mac};
+use crate::rig::{Rig, cores, mac, pin};
 use crate::stats::Rounds;
-use crate::traffic;
+use crate::{reference, traffic};
 
 /// Length of one window in milliseconds.
 const WINDOW_MS: u64 = 400;
+/// Entries of the guests' rings.
+const RING: u16 = 1024;
 
 /// One frame size.
 #[derive(Debug, Clone, Serialize)]
 pub struct Forwarding {
     /// Frame size on a wire in bytes, FCS included, as benchmarks name it.
     pub wire_bytes: usize,
-    /// Millions of frames per second.
+    /// Millions of frames per second through slipway.
     pub mpps: Rounds,
-    /// Clock ticks that the PMD was busy, per frame.
+    /// Clock ticks that slipway's PMD was busy, per frame.
     pub cycles_per_frame: Rounds,
-    /// Rounds in which the generator was the limit.
+    /// Rounds in which the generator was the limit, not slipway.
     pub generator_bound_rounds: usize,
+    /// Millions of frames per second through `vhost-user-backend` with `virtio-queue`.
+    pub reference_mpps: Rounds,
+    /// The one over the other, round by round.
+    pub ratio: Rounds,
 }
 
-/// Forwards frames of each of `wire_bytes` from one guest to another, `rounds` rounds, interleaved.
+/// Forwards frames of each of `wire_bytes` from one guest to another, `rounds` rounds.
 pub fn forwarding(wire_bytes: &[usize], rounds: usize) -> Result<Vec<Forwarding>> {
+    let (generator, pmd) = cores()?;
+    // Before anything is pinned: threads inherit affinity.
+    let dir = tempfile::tempdir().context("making a folder for sockets")?;
+    let sockets = [dir.path().join("a.sock"), dir.path().join("b.sock")];
+    let threads = reference::start([&sockets[0], &sockets[1]], pmd)?;
+    let config = GuestConfig::default().ring_size(RING);
+    // The sender last: its kick starts the loop, which needs the receiver's ring.
+    let mut other_receiver = Guest::connect(&sockets[1], config.clone())?;
     let rig = Rig::start(PmdConfig::default())?;
-    let config = GuestConfig::default().ring_size(1024);
     let mut sender = rig.guest(1, config.clone())?;
-    let mut receiver = rig.guest(2, config)?;
-    let mut windows = vec![Vec::new(); wire_bytes.len()];
+    let mut receiver = rig.guest(2, config.clone())?;
+    pin(generator)?;
+
+    let mut samples: Vec<Samples> = wire_bytes.iter().map(|_| Samples::default()).collect();
     for round in 0..=rounds {
-        for (size, windows) in wire_bytes.iter().zip(&mut windows) {
+        for (&size, samples) in wire_bytes.iter().zip(&mut samples) {
             let template = traffic::frame(mac(2).0, mac(1).0, size - 4);
             let before = rig.switch.pmds();
             let window = traffic::one_way(&mut sender, &mut receiver, &template, WINDOW_MS)?;
@@ -42,17 +60,50 @@ pub fn forwarding(wire_bytes: &[usize], rounds: usize) -> Result<Vec<Forwarding>
             traffic::drain(&mut sender, &mut receiver)?;
             let frames = after.pmds[0].frames - before.pmds[0].frames;
             let busy = after.pmds[0].busy_cycles - before.pmds[0].busy_cycles;
+            // The loop polls while its sender is there, so the sender comes for its window only:
+            // the two switches share the polling core.
+            let mut other = Guest::connect(&sockets[0], config.clone())?;
+            let reference =
+                traffic::one_way(&mut other, &mut other_receiver, &template, WINDOW_MS)?;
+            other.stop()?;
+            drop(other);
             // The first round warms up caches and pages.
             if round > 0 {
-                windows.push((window, busy as f64 / frames.max(1) as f64));
+                samples.add(&window, busy as f64 / frames.max(1) as f64, &reference);
             }
         }
     }
-    let sum_up = |(&wire_bytes, windows): (&usize, &Vec<(traffic::Window, f64)>)| Forwarding {
-        wire_bytes,
-        mpps: Rounds::of(windows.iter().map(|(window, _)| window.mpps()).collect()),
-        cycles_per_frame: Rounds::of(windows.iter().map(|&(_, cycles)| cycles).collect()),
-        generator_bound_rounds: windows.iter().filter(|(w, _)| w.is_generator_bound()).count(),
-    };
-    Ok(wire_bytes.iter().zip(&windows).map(sum_up).collect())
+    drop(other_receiver);
+    drop(threads);
+    let sum_up = |(&wire_bytes, samples): (&usize, Samples)| samples.sum_up(wire_bytes);
+    Ok(wire_bytes.iter().zip(samples).map(sum_up).collect())
+}
+
+#[derive(Default)]
+struct Samples {
+    mpps: Vec<f64>,
+    cycles: Vec<f64>,
+    generator_bound: usize,
+    reference: Vec<f64>,
+}
+
+impl Samples {
+    fn add(&mut self, window: &traffic::Window, cycles: f64, reference: &traffic::Window) {
+        self.mpps.push(window.mpps());
+        self.cycles.push(cycles);
+        self.generator_bound += usize::from(window.is_generator_bound());
+        self.reference.push(reference.mpps());
+    }
+
+    fn sum_up(self, wire_bytes: usize) -> Forwarding {
+        let ratio = self.mpps.iter().zip(&self.reference).map(|(a, b)| a / b).collect();
+        Forwarding {
+            wire_bytes,
+            mpps: Rounds::of(self.mpps),
+            cycles_per_frame: Rounds::of(self.cycles),
+            generator_bound_rounds: self.generator_bound,
+            reference_mpps: Rounds::of(self.reference),
+            ratio: Rounds::of(ratio),
+        }
+    }
 }

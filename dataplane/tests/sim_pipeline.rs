@@ -315,7 +315,7 @@ impl Sim {
         let is_broken = self.net.with_slot(port, 1, |slot| matches!(slot, Slot::Broken(..)));
         assert!(is_broken);
         self.net.stop(port, 1);
-        self.net.guests[port].boot_tx(0).unwrap();
+        self.net.guests[port].boot_tx(0);
         self.net.start(port, 1, None);
     }
 

@@ -260,7 +260,8 @@ fn a_silent_address_ages_out_and_is_flooded_again_and_a_static_one_stays() {
     let fixed = StaticEntry { vni: 3, mac: slipway_api::Mac(mac(60)), port: c.port.clone() };
     rig.switch.add_fdb(&fixed).unwrap();
     b.send(BROADCAST);
-    (a.next(), c.next());
+    a.next();
+    c.next();
     eventually("learned", || rig.fdb(&b.port).len() == 1);
     reaches(&mut a, mac(2), &mut [&mut b], &mut [&mut c]);
     eventually("forgotten", || rig.fdb(&b.port).is_empty());
@@ -276,14 +277,16 @@ fn a_static_entry_directs_frames_whatever_guests_claim() {
     let wanted = StaticEntry { vni: 3, mac: slipway_api::Mac(mac(60)), port: b.port.clone() };
     // Learned elsewhere before: the operator's word counts more.
     c.send_from(mac(60), BROADCAST);
-    (a.next(), b.next());
+    a.next();
+    b.next();
     eventually("learned", || rig.fdb(&c.port).len() == 1);
     assert_eq!(rig.switch.add_fdb(&wanted).unwrap().1, Created::New);
     assert_eq!(rig.switch.add_fdb(&wanted).unwrap().1, Created::Existing);
     reaches(&mut a, mac(60), &mut [&mut b], &mut [&mut c]);
     // Claimed elsewhere later.
     let claim = c.send_from(mac(60), BROADCAST);
-    (a.expect(claim), b.expect(claim));
+    a.expect(claim);
+    b.expect(claim);
     reaches(&mut a, mac(60), &mut [&mut b], &mut [&mut c]);
     assert!(rig.fdb(&b.port).iter().any(|entry| entry.kind == FdbKind::Static));
 

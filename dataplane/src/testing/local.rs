@@ -107,7 +107,7 @@ impl LocalGuest {
         let mut guest = Self { config, memory, map, pairs, calls };
         for pair in 0..guest.pairs.len() {
             guest.boot_rx(pair);
-            guest.boot_tx(pair)?;
+            guest.boot_tx(pair);
         }
         Ok(guest)
     }
@@ -128,18 +128,13 @@ impl LocalGuest {
 
     /// The transmit ring of `pair` starts anew, as after a reset by the driver. The switch must not
     /// have it.
-    ///
-    /// # Errors
-    /// [`LocalError::Memory`] when there is no room for indirect tables.
-    pub fn boot_tx(&mut self, pair: usize) -> Result<(), LocalError> {
+    pub fn boot_tx(&mut self, pair: usize) {
         let (event_idx, indirect) =
             (self.has(features::EVENT_IDX), self.has(features::INDIRECT_DESC));
         let (first, interrupts) = (self.config.first_index, self.config.interrupts);
         let tx = &mut self.pairs[pair].tx;
-        tx.reset(&mut self.memory, 0, event_idx, indirect)?;
-        tx.ring().start_at(first);
+        tx.reset(event_idx, indirect, first);
         tx.ring().set_interrupts(interrupts);
-        Ok(())
     }
 
     /// The receive queue of the first pair.

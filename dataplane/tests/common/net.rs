@@ -64,7 +64,7 @@ impl Net {
                 segments: segments.iter().enumerate().map(segment).collect(),
             },
             fdb: Fdb::new(1024, seed),
-            reports: Reports::new(4096).unwrap(),
+            reports: Reports::new(4096),
             pmd: PmdCounters::default(),
             worker: Worker::new(burst_frames, seed),
             guests: Vec::new(),
