@@ -3,7 +3,7 @@
 //! Everything is judged before anything is started, so a bad file or option changes nothing.
 
 use std::{
-    io,
+    io::{self, IsTerminal},
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -99,6 +99,8 @@ fn run(config: Config) -> anyhow::Result<()> {
 fn start_logging(log: &LogConfig) {
     let lines = tracing_subscriber::fmt()
         .with_max_level(tracing::Level::from(log.level))
+        // Colours are for people: a journal or a file would keep the escape codes.
+        .with_ansi(io::stderr().is_terminal())
         .with_writer(io::stderr);
     match log.format {
         LogFormat::Text => lines.init(),
