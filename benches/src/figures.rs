@@ -38,13 +38,7 @@ pub struct Forwarding {
 /// Forwards frames of each of `wire_bytes` from one guest to another, `rounds` rounds.
 pub fn forwarding(wire_bytes: &[usize], rounds: usize) -> Result<Vec<Forwarding>> {
     let (generator, pmd) = cores()?;
-    // Before anything is pinned: threads inherit affinity.
-    let dir = tempfile::tempdir().context("making a folder for sockets")?;
-    let sockets = [dir.path().join("a.sock"), dir.path().join("b.sock")];
-    let threads = reference::start([&sockets[0], &sockets[1]], pmd)?;
     let config = GuestConfig::default().ring_size(RING);
-    // The sender last: its kick starts the loop, which needs the receiver's ring.
-    let mut other_receiver = Guest::connect(&sockets[1], config.clone())?;
     let rig = Rig::start(PmdConfig::default())?;
     let mut sender = rig.guest(1, config.clone())?;
     let mut receiver = rig.guest(2, config.clone())?;
@@ -60,23 +54,35 @@ pub fn forwarding(wire_bytes: &[usize], rounds: usize) -> Result<Vec<Forwarding>
             traffic::drain(&mut sender, &mut receiver)?;
             let frames = after.pmds[0].frames - before.pmds[0].frames;
             let busy = after.pmds[0].busy_cycles - before.pmds[0].busy_cycles;
-            // The loop polls while its sender is there, so the sender comes for its window only:
-            // the two switches share the polling core.
-            let mut other = Guest::connect(&sockets[0], config.clone())?;
-            let reference =
-                traffic::one_way(&mut other, &mut other_receiver, &template, WINDOW_MS)?;
-            other.stop()?;
-            drop(other);
+            let reference = reference_window(&config, &template, pmd)?;
             // The first round warms up caches and pages.
             if round > 0 {
                 samples.add(&window, busy as f64 / frames.max(1) as f64, &reference);
             }
         }
     }
-    drop(other_receiver);
-    drop(threads);
     let sum_up = |(&wire_bytes, samples): (&usize, Samples)| samples.sum_up(wire_bytes);
     Ok(wire_bytes.iter().zip(samples).map(sum_up).collect())
+}
+
+/// One window of the crates' own loop. Its daemons serve one connection each and poll as long as
+/// their sender is there, so they come and go with the window: both switches use one polling core.
+fn reference_window(config: &GuestConfig, template: &[u8], core: usize) -> Result<traffic::Window> {
+    let dir = tempfile::tempdir().context("making a folder for sockets")?;
+    let sockets = [dir.path().join("a.sock"), dir.path().join("b.sock")];
+    let threads = reference::start([&sockets[0], &sockets[1]], core)?;
+    let mut receiver = Guest::connect(&sockets[1], config.clone())?;
+    // The sender's kick starts the loop, which needs the receiver's ring.
+    let mut sender = Guest::connect(&sockets[0], config.clone())?;
+    let window = traffic::one_way(&mut sender, &mut receiver, template, WINDOW_MS)?;
+    sender.stop()?;
+    drop((sender, receiver));
+    for thread in threads {
+        if thread.join().is_err() {
+            anyhow::bail!("a thread of the reference panicked");
+        }
+    }
+    Ok(window)
 }
 
 #[derive(Default)]

@@ -99,6 +99,7 @@ fn run(config: Config) -> anyhow::Result<()> {
 fn start_logging(log: &LogConfig) {
     let lines = tracing_subscriber::fmt()
         .with_max_level(tracing::Level::from(log.level))
+        // Colours are for people: a journal or a file would keep the escape codes.
         .with_ansi(io::stderr().is_terminal())
         .with_writer(io::stderr);
     match log.format {
