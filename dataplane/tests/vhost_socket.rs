@@ -213,6 +213,22 @@ fn a_task_sees_what_was_written_before_it_was_woken() {
 }
 
 #[test]
+fn the_thread_has_its_name_and_runs_on_the_cores_it_was_given() {
+    let cores = VhostConfig { cores: vec![0], ..VhostConfig::default() };
+    let thread = VhostThread::spawn(cores).unwrap();
+    let status =
+        thread.call(|| std::fs::read_to_string("/proc/thread-self/status").unwrap()).unwrap();
+    let value = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        line.map(|rest| rest.trim_start_matches(':').trim().to_owned())
+    };
+    assert_eq!(value("Name").as_deref(), Some("slipway-vhost"));
+    assert_eq!(value("Cpus_allowed_list").as_deref(), Some("0"));
+    let absent = VhostConfig { cores: vec![100_000], ..VhostConfig::default() };
+    assert!(VhostThread::spawn(absent).is_err());
+}
+
+#[test]
 fn after_shutdown_sockets_are_gone_and_calls_say_so() {
     let rig = Rig::new();
     let mut peer = rig.peer();

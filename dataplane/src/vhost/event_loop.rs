@@ -140,13 +140,10 @@ impl EventLoop {
             for event in ready {
                 self.on_event(Token::from_u64(event.data()));
             }
-            // Those due now, not those that they make due.
-            let due: Vec<_> = std::iter::from_fn({
-                let (timers, now) = (&mut self.timers, now());
-                move || timers.pop(now)
-            })
-            .collect();
-            for timer in due {
+            // One at a time, as each may make others void. What they make due has its turn after
+            // the next look at the sockets.
+            let due_by = now();
+            while let Some(timer) = self.timers.pop(due_by) {
                 self.on_timer(timer);
             }
         }

@@ -16,9 +16,10 @@
 //! A turn of one port is at most 16 messages or connections, then the others have theirs. A
 //! message that is not complete, or a reply that is not read, within
 //! [`VhostConfig::message_deadline`] ends its connection. No read, write, accept or connect blocks.
-//! File descriptors of a port: its listener, its connection, two or three a ring (kick, call, error)
-//! and one a memory region; the process limit is raised to the hard limit at the start. Without descriptors left,
-//! connections wait in the kernel's queue and are looked at again after a pause.
+//! File descriptors of a port: its listener, its connection, two or three a ring (kick, call,
+//! error) and one a memory region; the process limit is raised to the hard limit at the start.
+//! Without descriptors left, connections wait in the kernel's queue and are looked at again after a
+//! pause.
 //!
 //! # Threads
 //! One, named `slipway-vhost`, whatever the number of ports. It calls [`Device`] methods, and those
