@@ -142,8 +142,7 @@ impl Devices {
             let mut head = bytes[..bytes.len().min(VNET_HDR + HEAD)].to_vec();
             let mut rest = bytes[head.len()..].to_vec();
             let parts = cut(&mut rest, &spec.cuts);
-            let (body, more) =
-                parts.split_first().map_or((GuestSlice::empty(), &[][..]), |p| (*p.0, p.1));
+            let (&body, more) = parts.split_first().expect("cutting makes a part at least");
             let pushed = fill.push(&mut head, Tail { body, more }, spec.len as u32);
             assert_eq!(pushed, right.map_err(Refusal::Drop), "{} bytes", spec.len);
             delivered += usize::from(pushed.is_ok());
