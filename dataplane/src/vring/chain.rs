@@ -90,13 +90,15 @@ pub fn walk<'m>(
         }
         check_direction(desc, rules.direction)?;
         buffers += 1;
-        let Some(sum) = total.checked_add(desc.len).filter(|_| buffers <= MAX_SEGMENTS) else {
+        if buffers > MAX_SEGMENTS {
             return Ok(Err(TooMany));
-        };
-        total = sum;
+        }
         if desc.len != 0 {
             let bad = RingFault::BadAddress { gpa: desc.gpa, len: desc.len };
-            visit(map.slice(desc.gpa, desc.len, hint).ok_or(bad)?);
+            let slice = map.slice(desc.gpa, desc.len, hint).ok_or(bad)?;
+            let Some(sum) = total.checked_add(desc.len) else { return Ok(Err(TooMany)) };
+            total = sum;
+            visit(slice);
         }
         if desc.flags & NEXT == 0 {
             return Ok(Ok(total));

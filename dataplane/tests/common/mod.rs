@@ -3,6 +3,8 @@
 
 pub mod model;
 pub mod net;
+pub mod rig;
+pub mod twin;
 
 /// Names the seed when the test fails while it is in use.
 pub struct Seed(pub u64);
