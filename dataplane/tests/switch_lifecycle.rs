@@ -77,6 +77,28 @@ fn ports_come_and_go_by_the_hundred() {
 }
 
 #[test]
+fn a_new_port_inherits_no_address_of_the_one_before() {
+    let rig = Rig::start();
+    let mut stays = rig.station(1, 1, plain());
+    for round in 0..200 {
+        let mut talker = rig.learner(2, 1, plain());
+        let number = rig.show(&talker.port).id;
+        for n in 0..100 {
+            talker.send_from(mac(1 << 16 | round << 8 | n), stays.mac);
+        }
+        talker.drain();
+        // Its addresses are being learned at this moment. The next port gets its number.
+        rig.switch.delete_port(&talker.port).unwrap();
+        let next = rig.port(PortSpec { vni: 1, ..PortSpec::named("next") });
+        assert_eq!(next.id, number);
+        let known = rig.fdb("next");
+        assert!(known.is_empty(), "{known:?}");
+        rig.switch.delete_port("next").unwrap();
+        while stays.guest.rx().rx_burst(256, |_| ()).unwrap() > 0 {}
+    }
+}
+
+#[test]
 fn a_guest_reboots_with_other_features_each_time() {
     let rig = Rig::start();
     let honest = Honest::start(&rig, 1);
