@@ -237,8 +237,7 @@ impl Worker {
         let down = &frames[tried..];
         rx.counters.drops.add(DropReason::LinkDown, down.len() as u64);
         self.refuse(down, DropReason::LinkDown);
-        if let Some(fault) = fault {
-            slot.break_with(fault);
+        if let Some(fault) = fault.and_then(|fault| slot.break_with(fault)) {
             let vring = queue * 2;
             burst.reports.send(Report::Broken { port: vport.id, vring, fault });
         }

@@ -241,7 +241,6 @@ fn a_port_that_learns_beyond_its_quota_forgets_its_own_addresses_only() {
     for n in 0..300 {
         few.send_from(mac(5000 + n), BROADCAST);
         other.next();
-        assert!(rig.fdb(&few.port).len() <= 4);
     }
     few.send_from(mac(9000), BROADCAST);
     eventually("the latest is learned", || {

@@ -402,7 +402,7 @@ pub struct MemoryRegion {
 /// A port of the switch.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Port {
-    /// Its number; never used again while the switch runs.
+    /// Its number; another port may get it once this one is gone.
     pub id: u32,
     /// Its settings.
     pub spec: AppliedPortSpec,

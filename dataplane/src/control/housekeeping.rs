@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use crate::clock;
 use crate::pmd::{Report, Shared};
+use crate::port::PortId;
+use crate::port::cell::Slot;
 use crate::vhost::socket::VhostThread;
 use crate::wire::Mac;
 
@@ -25,14 +27,29 @@ const REPORTS_AT_ONCE: usize = 1024;
 /// No descriptor for it.
 pub fn install(vhost: &VhostThread, shared: &Shared) -> io::Result<()> {
     let reader = shared.clone();
-    let waker = vhost.add_wake_task(move || take_reports(&reader))?;
+    let waker = vhost.add_wake_task(move || take_reports(&reader, REPORTS_AT_ONCE))?;
     shared.reports.read_by(waker);
     let ageing = shared.clone();
     vhost.add_task(AGEING_TICK, move || age(&ageing)).map_err(io::Error::other)
 }
 
-fn take_reports(shared: &Shared) {
-    for _ in 0..REPORTS_AT_ONCE {
+/// Forgets the addresses of a port whose rings are stopped and which is out of the tables. Its
+/// number may be given to another port afterwards: no report of the old one is left then, and none
+/// is being acted upon, as this happens on the thread that does.
+pub fn forget_port(vhost: &VhostThread, shared: &Shared, port: PortId) {
+    let for_thread = shared.clone();
+    let forget = move || {
+        take_reports(&for_thread, for_thread.reports.len());
+        for_thread.fdb.remove_port(port);
+    };
+    if vhost.call(forget).is_err() {
+        // No such thread any more: nobody learns.
+        shared.fdb.remove_port(port);
+    }
+}
+
+fn take_reports(shared: &Shared, at_most: usize) {
+    for _ in 0..at_most {
         match shared.reports.take() {
             None => return,
             Some(Report::Sighted { segment, mac, port }) => {
@@ -47,10 +64,13 @@ fn take_reports(shared: &Shared) {
                 let _ = shared.fdb.learn(segment, mac, port, quota, clock::seconds());
             }
             Some(Report::Broken { port, vring, fault }) => {
-                if let Some(vport) = shared.tables.load().port(port) {
+                let tables = shared.tables.load();
+                let Some(vport) = tables.port(port) else { continue };
+                let is_broken = |slot: &mut Slot| matches!(slot, Slot::Broken(..));
+                if vport.cell(vring).is_some_and(|cell| cell.with(is_broken)) {
                     tracing::warn!(port = %vport.name, vring, %fault, "vring broke and was stopped");
                     vport.link.broke(vring, fault);
-                }
+                } // else the front end set it up anew already
             }
         }
     }

@@ -27,7 +27,7 @@ use crate::flow::HashSeed;
 use crate::pmd::{PmdConfig, Pmds, Reports, Shared};
 use crate::port::vhost_user::VhostUserPort;
 use crate::port::{PortId, Vport, VportRules};
-use crate::tables::{Published, Segment, Tables, UnknownUnicast};
+use crate::tables::{Segment, Tables, UnknownUnicast};
 use crate::vhost::socket::{SocketMode, VhostThread};
 use crate::wire;
 
@@ -64,8 +64,7 @@ pub struct SwitchConfig {
 pub struct Switch {
     config: SwitchConfig,
     state: Mutex<State>,
-    tables: Published,
-    fdb: Arc<Fdb>,
+    shared: Shared,
     pmds: Arc<Pmds>,
     vhost: VhostThread,
     started_s: u32,
@@ -140,19 +139,16 @@ impl Switch {
     /// # Errors
     /// A PMD could not start; see [`Pmds::spawn`].
     pub fn start(config: SwitchConfig, vhost: VhostThread, seed: [u64; 2]) -> io::Result<Self> {
-        let tables: Published = Arc::new(ArcSwap::from_pointee(Tables::default()));
-        let fdb = Arc::new(Fdb::new(config.fdb_capacity, HashSeed::new(seed[0])));
-        let reports = Arc::new(Reports::new(REPORTS));
         let shared = Shared {
-            tables: Arc::clone(&tables),
-            fdb: Arc::clone(&fdb),
-            reports,
+            tables: Arc::new(ArcSwap::from_pointee(Tables::default())),
+            fdb: Arc::new(Fdb::new(config.fdb_capacity, HashSeed::new(seed[0]))),
+            reports: Arc::new(Reports::new(REPORTS)),
             hash_seed: HashSeed::new(seed[1]),
         };
         let pmds = Arc::new(Pmds::spawn(&config.cores, config.pmd, &shared)?);
         housekeeping::install(&vhost, &shared)?;
         let state = Mutex::new(State::default());
-        Ok(Self { config, state, tables, fdb, pmds, vhost, started_s: clock::seconds() })
+        Ok(Self { config, state, shared, pmds, vhost, started_s: clock::seconds() })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -178,7 +174,7 @@ impl Switch {
                 members: state.members(vni).map(|entry| entry.vport.id).collect(),
             });
         }
-        self.tables.store(Arc::new(tables));
+        self.shared.tables.store(Arc::new(tables));
     }
 
     fn ageing_s(&self, vni: &VniEntry) -> u32 {
@@ -207,7 +203,7 @@ impl Switch {
         let unused = state.vnis.get(&vni).is_some_and(|entry| entry.settings.is_none())
             && state.members(vni).next().is_none();
         if unused && let Some(entry) = state.vnis.remove(&vni) {
-            self.fdb.remove_segment(entry.segment);
+            self.shared.fdb.remove_segment(entry.segment);
         }
     }
 
@@ -247,7 +243,7 @@ impl Switch {
         let id = state.free_port_id();
         let vport = Arc::new(Vport::new(id, spec.name.clone(), rules, spec.queue_pairs));
         if let Some(mac) = spec.mac {
-            let pinned = self.fdb.insert_static(segment, wire::Mac(mac.0), id);
+            let pinned = self.shared.fdb.insert_static(segment, wire::Mac(mac.0), id);
             pinned.map_err(|refused| refused_static(state, refused, mac))?;
         }
         let mode = match spec.mode {
@@ -262,7 +258,7 @@ impl Switch {
         self.publish(state);
         if let Err(err) = self.vhost.add_port(id.0, &path, mode, Box::new(device)) {
             state.ports.remove(&name);
-            self.fdb.remove_port(id);
+            self.shared.fdb.remove_port(id);
             return Err(ApiError::new(
                 ErrorCode::InvalidValue,
                 format!("The port's socket can not be made: {err}"),
@@ -286,7 +282,7 @@ impl Switch {
 
     fn vni_view(&self, state: &State, vni: u32, entry: &VniEntry) -> Vni {
         let settings = entry.settings.clone().unwrap_or_default();
-        let entries = self.fdb.entries().filter(|e| e.segment == entry.segment).count();
+        let entries = self.shared.fdb.entries().filter(|e| e.segment == entry.segment).count();
         Vni {
             vni,
             unknown_unicast: settings.unknown_unicast,
@@ -355,7 +351,7 @@ impl Control for Switch {
         // PMD finds the port; then its addresses.
         self.vhost.remove_port(entry.vport.id.0);
         self.publish(&state);
-        self.fdb.remove_port(entry.vport.id);
+        housekeeping::forget_port(&self.vhost, &self.shared, entry.vport.id);
         self.tidy(&mut state, entry.spec.vni);
         self.publish(&state);
         Ok(())
@@ -402,6 +398,7 @@ impl Control for Switch {
         let state = self.lock();
         let now_s = clock::seconds();
         let mut entries: Vec<_> = self
+            .shared
             .fdb
             .entries()
             .filter_map(|entry| Self::fdb_entry(&state, &entry, now_s))
@@ -426,7 +423,7 @@ impl Control for Switch {
             ));
         }
         let (segment, id) = (port.vport.rules.segment, port.vport.id);
-        let added = self.fdb.insert_static(segment, wire::Mac(wanted.mac.0), id);
+        let added = self.shared.fdb.insert_static(segment, wire::Mac(wanted.mac.0), id);
         let new = added.map_err(|refused| refused_static(&state, refused, wanted.mac))?;
         let entry = FdbEntry {
             vni: wanted.vni,
@@ -451,7 +448,7 @@ impl Control for Switch {
             .about("mac", mac));
         }
         let wanted = |entry: &Entry| entry.segment == segment && entry.mac.0 == mac.0;
-        if self.fdb.remove_where(wanted) == 0 { Err(not_found()) } else { Ok(()) }
+        if self.shared.fdb.remove_where(wanted) == 0 { Err(not_found()) } else { Ok(()) }
     }
 
     fn stats(&self) -> Stats {
@@ -468,7 +465,7 @@ impl Control for Switch {
     fn explain(&self, port: &str, frame: &[u8]) -> Result<ExplainReply, ApiError> {
         let state = self.lock();
         let entry = state.ports.get(port).ok_or_else(|| ApiError::not_found("port", port))?;
-        Ok(explain::explain(&entry.vport, &self.tables.load(), &self.fdb, frame))
+        Ok(explain::explain(&entry.vport, &self.shared.tables.load(), &self.shared.fdb, frame))
     }
 
     fn health(&self) -> Health {

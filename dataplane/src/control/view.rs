@@ -39,7 +39,11 @@ pub fn port(spec: &AppliedPortSpec, vport: &Vport) -> Port {
 
 /// How far a port's connection has come, and why it is broken.
 pub fn link(vport: &Vport) -> (LinkState, Option<String>) {
-    match vport.link.info().event {
+    let info = vport.link.info();
+    if let Some(reason) = info.broken_ring() {
+        return (LinkState::Broken, Some(reason));
+    }
+    match info.event {
         None | Some(LinkEvent::Waiting) => (LinkState::Waiting, None),
         Some(LinkEvent::Negotiating) => (LinkState::Negotiating, None),
         Some(LinkEvent::Up { .. }) => (LinkState::Up, None),

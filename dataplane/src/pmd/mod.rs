@@ -124,6 +124,16 @@ impl Reports {
         }
     }
 
+    /// How many reports wait.
+    pub fn len(&self) -> usize {
+        self.broken.len() + self.sighted.len()
+    }
+
+    /// Whether no report waits.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// The next report, broken rings first.
     pub fn take(&self) -> Option<Report> {
         self.broken.pop().or_else(|| self.sighted.pop())

@@ -207,9 +207,10 @@ impl Loop {
             Ok(if live.ring.arm()? { Turn::Idle } else { Turn::Armed })
         });
         outcome.unwrap_or_else(|fault| {
-            slot.break_with(fault);
             let vring = entry.queue * 2 + 1;
-            self.shared.reports.send(Report::Broken { port: entry.vport.id, vring, fault });
+            if let Some(fault) = slot.break_with(fault) {
+                self.shared.reports.send(Report::Broken { port: entry.vport.id, vring, fault });
+            }
             Turn::Gone
         })
     }

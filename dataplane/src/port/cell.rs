@@ -102,10 +102,13 @@ impl Slot {
         }
     }
 
-    /// Takes a broken ring out of use; says so only the first time.
-    pub fn break_with(&mut self, fault: RingFault) -> bool {
-        let Self::Live(live) = self else { return false };
+    /// Takes a broken ring out of use; returns the fault that it is broken for, `None` if it was
+    /// not in use. Indexes and descriptors that read as zero because the memory went away are not
+    /// what is wrong: then the fault is [`RingFault::MemoryLost`].
+    pub fn break_with(&mut self, fault: RingFault) -> Option<RingFault> {
+        let Self::Live(live) = self else { return None };
+        let fault = if live.map.is_dead() { RingFault::MemoryLost } else { fault };
         *self = Self::Broken(live.ring.next_avail(), fault);
-        true
+        Some(fault)
     }
 }

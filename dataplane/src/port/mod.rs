@@ -86,6 +86,12 @@ impl Vport {
         }
     }
 
+    /// The place of a vring, by its index as vhost-user counts: 2 q receives, 2 q + 1 transmits.
+    pub fn cell(&self, index: u16) -> Option<&RingCell> {
+        let queue = usize::from(index / 2);
+        Some(if is_receive(index) { &self.rx.get(queue)?.cell } else { &self.tx.get(queue)?.cell })
+    }
+
     /// Says how many receive rings, from the first on, take frames.
     pub fn set_rx_enabled(&self, n: u16) {
         self.rx_enabled.store(n, Ordering::Relaxed);
@@ -96,6 +102,11 @@ impl Vport {
     pub fn rx_enabled(&self) -> u16 {
         self.rx_enabled.load(Ordering::Relaxed)
     }
+}
+
+/// Even rings are the guest's receive rings (virtio 1.3, section 5.1.2).
+fn is_receive(index: u16) -> bool {
+    index.is_multiple_of(2)
 }
 
 /// Names the vring of `queue` of `port` in events of a PMD's epoll.

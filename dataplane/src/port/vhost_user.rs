@@ -27,9 +27,9 @@ use crate::vring::RingFault;
 use crate::vring::chain::Direction;
 use crate::vring::split::SplitRing;
 
-use super::cell::{LiveRing, RingCell, Slot};
+use super::cell::{LiveRing, Slot};
 use super::watch::Watch;
-use super::{RxQueue, Vport, ring_tag};
+use super::{RxQueue, Vport, is_receive, ring_tag};
 
 /// Virtio features that every port offers. What is not here is not offered because the switch
 /// could not keep the promise.
@@ -60,12 +60,21 @@ pub struct Link {
 /// What is known of a link.
 #[derive(Debug, Clone, Default)]
 pub struct LinkInfo {
-    /// Where the connection stands; `None` until the port has a socket.
+    /// Where the connection stands, broken rings apart; `None` until the port has a socket.
     pub event: Option<LinkEvent>,
     /// Memory regions of the guest: guest address and size in bytes.
     pub regions: Vec<(u64, u64)>,
     /// Rings that run or broke, by index.
     pub rings: BTreeMap<u16, RingInfo>,
+}
+
+impl LinkInfo {
+    /// Why the link is broken, if a ring of it is: the first by index.
+    pub fn broken_ring(&self) -> Option<String> {
+        let mut faults = self.rings.iter().filter_map(|(vring, ring)| Some((vring, ring.fault?)));
+        let (vring, fault) = faults.next()?;
+        Some(format!("vring {vring}: {fault}; reset or restart the guest's network device"))
+    }
 }
 
 /// What is known of one ring.
@@ -96,8 +105,6 @@ impl Link {
         if let Some(err) = &ring.err {
             err.signal();
         }
-        let reason = format!("vring {vring}: {fault}; reset or restart the guest's network device");
-        info.event = Some(LinkEvent::Broken { reason });
     }
 
     fn lock(&self) -> MutexGuard<'_, LinkInfo> {
@@ -119,15 +126,6 @@ impl VhostUserPort {
         Self { vport, pmds }
     }
 
-    fn cell(&self, index: u16) -> Option<&RingCell> {
-        let queue = usize::from(index / 2);
-        Some(if is_receive(index) {
-            &self.vport.rx.get(queue)?.cell
-        } else {
-            &self.vport.tx.get(queue)?.cell
-        })
-    }
-
     /// Receive rings take frames from the first on, as long as they run and are enabled.
     fn count_receive_rings(&self) {
         let ready =
@@ -143,11 +141,6 @@ impl VhostUserPort {
     fn visit(&self, index: u16) {
         self.pmds.visit(self.owner(index), &self.vport, index / 2);
     }
-}
-
-/// Even rings are the guest's receive rings (virtio 1.3, section 5.1.2).
-fn is_receive(index: u16) -> bool {
-    index.is_multiple_of(2)
 }
 
 fn has(features: u64, bit: u32) -> bool {
@@ -168,7 +161,7 @@ impl Device for VhostUserPort {
         let index = setup.index;
         let refused = |why: &dyn std::fmt::Display| RingError(format!("Vring {index}: {why}"));
         let direction = if is_receive(index) { Direction::Receive } else { Direction::Transmit };
-        let cell = self.cell(index).ok_or_else(|| refused(&"this port has no such ring"))?;
+        let cell = self.vport.cell(index).ok_or_else(|| refused(&"this port has no such ring"))?;
         let ring = SplitRing::new(&setup, &map, direction).map_err(|err| refused(&err))?;
         let mut live = LiveRing {
             map: Arc::clone(&map),
@@ -210,7 +203,7 @@ impl Device for VhostUserPort {
     }
 
     fn stop_ring(&mut self, index: u16) -> Option<u16> {
-        let base = match self.cell(index)?.take() {
+        let base = match self.vport.cell(index)?.take() {
             Slot::Empty => return None,
             Slot::Live(live) => live.ring.next_avail(),
             Slot::Broken(base, _) => base,
@@ -227,7 +220,7 @@ impl Device for VhostUserPort {
     }
 
     fn set_ring_enabled(&mut self, index: u16, on: bool) {
-        let Some(cell) = self.cell(index) else { return };
+        let Some(cell) = self.vport.cell(index) else { return };
         if cell.with(|slot| slot.live().map(|live| live.enabled = on)).is_none() {
             return;
         }
@@ -242,7 +235,7 @@ impl Device for VhostUserPort {
     }
 
     fn set_call(&mut self, index: u16, call: Option<EventFd>) {
-        if let Some(cell) = self.cell(index) {
+        if let Some(cell) = self.vport.cell(index) {
             cell.with(|slot| {
                 if let Some(live) = slot.live() {
                     live.ring.set_call(call);

@@ -286,7 +286,10 @@ impl Handler {
             }
             Request::SetVringErr(file) => {
                 let (index, err) = self.event(file)?;
+                // As a kick, and a ring may run before this comes.
+                self.pause(index);
                 self.ring(index).set_err(err);
+                self.start(index)?;
             }
             Request::SetVringEnable { index, on } => {
                 let index = self.check(index)?;

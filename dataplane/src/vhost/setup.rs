@@ -186,7 +186,7 @@ impl Ring {
         self.call = call;
     }
 
-    /// SET_VRING_ERR.
+    /// SET_VRING_ERR. A running ring must be paused first, so that the new one is used.
     pub fn set_err(&mut self, err: Option<EventFd>) {
         self.err = err;
     }

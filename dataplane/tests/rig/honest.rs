@@ -13,6 +13,9 @@ use super::{Rig, Station, TIMEOUT, eventually, stamped};
 /// be lost.
 const WINDOW: usize = 32;
 
+/// The flow of their frames: no station has this number.
+const FLOW: u32 = 2000;
+
 /// Traffic in both directions between two ports, on a thread of its own. Every frame is received
 /// once, in order and whole, or [`Self::finish`] panics. Ends when dropped.
 #[derive(Debug)]
@@ -97,7 +100,7 @@ fn send(from: &mut Station, to: &Station, first: u64, burst: usize, rng: &mut Rn
             .guest
             .tx()
             .tx_burst(left, |slot| {
-                slot.write(&stamped(source, to, 1, sequence, rng.range(16..1400)));
+                slot.write(&stamped(source, to, FLOW, sequence, rng.range(16..1400)));
                 sequence += 1;
             })
             .unwrap();

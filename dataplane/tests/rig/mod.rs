@@ -155,8 +155,15 @@ impl Rig {
         self.stats(port).ingress.drops.get(reason).copied().unwrap_or(0)
     }
 
-    /// Every frame is accounted for: at each port, and over the switch as a whole, of which no port
-    /// with traffic may have been deleted. Waits for the frames in hand.
+    /// Every frame of these ports, which are quiet, is accounted for. Waits for those in hand.
+    pub fn assert_conserved_of(&self, ports: &[&str]) {
+        eventually("nothing in hand, and every frame accounted for", || {
+            ports.iter().all(|port| is_conserved(&self.stats(port)))
+        });
+    }
+
+    /// As [`Self::assert_conserved_of`] for all ports, and over the switch as a whole, of which no
+    /// port with traffic may have been deleted.
     pub fn assert_conserved(&self) {
         eventually("nothing in hand, and every frame accounted for", || {
             self.switch.stats().ports.iter().all(is_conserved)
