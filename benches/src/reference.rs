@@ -17,6 +17,9 @@ use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
 use virtio_queue::{QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::event::{
+    EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier,
+};
 
 type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
 type Vring = VringMutex<Memory>;
@@ -57,6 +60,11 @@ impl VhostUserBackend for Port {
     }
 
     fn set_event_idx(&self, _enabled: bool) {}
+
+    fn exit_event(&self, _thread: usize) -> Option<(EventConsumer, EventNotifier)> {
+        // Without one the daemon's end would wait for its worker for ever.
+        new_event_consumer_and_notifier(EventFlag::NONBLOCK).ok()
+    }
 
     fn update_memory(&self, memory: Memory) -> io::Result<()> {
         *self.own.memory.lock().expect("no panic while held") = Some(memory);
