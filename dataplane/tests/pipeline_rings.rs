@@ -15,6 +15,7 @@ use dataplane::testing::GuestConfig;
 use dataplane::testing::driver::Desc;
 use dataplane::testing::frames::{FrameBuilder, Ledger, Stamp, payload_range};
 use dataplane::vring::RingFault;
+use dataplane::wire::Mac;
 
 fn owner_of(n: usize) -> VportRules {
     VportRules { mac: Some(mac_key(mac(0, n))), ..rules(0) }
@@ -121,5 +122,19 @@ fn flows_spread_over_the_enabled_rings_of_a_guest_and_each_stays_in_order_on_one
         let used: HashSet<_> = rings_of.values().flatten().copied().collect();
         assert_eq!(used, (0..usize::from(enabled)).collect());
     }
+    net.assert_conserved();
+}
+
+#[test]
+fn address_that_leads_into_another_segment_leads_nowhere() {
+    let mut net = Net::new(&[UnknownUnicast::Drop, UnknownUnicast::Drop], 32);
+    net.add(owner_of(0), 1, GuestConfig::default());
+    let other = net.add(rules(1), 1, GuestConfig::default());
+    // As while an entry is being replaced: no API lets one be made like this.
+    net.fdb.insert_static(0, Mac(mac(0, 1)), PortId(other as u32)).unwrap();
+    net.guests[0].tx().send(&frame(0)).unwrap();
+    assert_eq!(net.run(0), Ok(1));
+    assert_eq!(net.guests[other].rx().rx_burst(1, |_| ()).unwrap(), 0);
+    assert_eq!(net.port(0).tx[0].counters.drops.get(DropReason::NoRoute), 1);
     net.assert_conserved();
 }
