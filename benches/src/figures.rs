@@ -9,7 +9,7 @@ use dataplane::pmd::PmdConfig;
 use dataplane::testing::{Guest, GuestConfig};
 use serde::Serialize;
 
-use crate::rig::{Rig, cores, mac, pin};
+use crate::rig::{Rig, cores, mac, pin, staggered};
 use crate::stats::Rounds;
 use crate::{reference, traffic};
 
@@ -71,9 +71,9 @@ fn reference_window(config: &GuestConfig, template: &[u8], core: usize) -> Resul
     let dir = tempfile::tempdir().context("making a folder for sockets")?;
     let sockets = [dir.path().join("a.sock"), dir.path().join("b.sock")];
     let threads = reference::start([&sockets[0], &sockets[1]], core)?;
-    let mut receiver = Guest::connect(&sockets[1], config.clone())?;
+    let mut receiver = Guest::connect(&sockets[1], staggered(config.clone(), 2))?;
     // The sender's kick starts the loop, which needs the receiver's ring.
-    let mut sender = Guest::connect(&sockets[0], config.clone())?;
+    let mut sender = Guest::connect(&sockets[0], staggered(config.clone(), 1))?;
     let window = traffic::one_way(&mut sender, &mut receiver, template, WINDOW_MS)?;
     sender.stop()?;
     drop((sender, receiver));
