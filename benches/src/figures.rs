@@ -9,9 +9,9 @@ use dataplane::pmd::PmdConfig;
 use dataplane::testing::{Guest, GuestConfig};
 use serde::Serialize;
 
-use crate::rig::{Rig, cores, mac, pin, staggered};
+use crate::rig::{Rig, cores, mac, pin};
 use crate::stats::Rounds;
-use crate::{reference, traffic};
+use crate::{host, reference, traffic};
 
 /// Length of one window in milliseconds.
 const WINDOW_MS: u64 = 400;
@@ -35,8 +35,17 @@ pub struct Forwarding {
     pub ratio: Rounds,
 }
 
+/// All sizes, and how far apart the cores were meanwhile.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// One item per frame size.
+    pub sizes: Vec<Forwarding>,
+    /// Round trip of one cache line between the two cores in nanoseconds, once per round.
+    pub core_round_trip_ns: Rounds,
+}
+
 /// Forwards frames of each of `wire_bytes` from one guest to another, `rounds` rounds.
-pub fn forwarding(wire_bytes: &[usize], rounds: usize) -> Result<Vec<Forwarding>> {
+pub fn forwarding(wire_bytes: &[usize], rounds: usize) -> Result<Report> {
     let (generator, pmd) = cores()?;
     let config = GuestConfig::default().ring_size(RING);
     let rig = Rig::start(PmdConfig::default())?;
@@ -45,7 +54,9 @@ pub fn forwarding(wire_bytes: &[usize], rounds: usize) -> Result<Vec<Forwarding>
     pin(generator)?;
 
     let mut samples: Vec<Samples> = wire_bytes.iter().map(|_| Samples::default()).collect();
+    let mut round_trips = Vec::new();
     for round in 0..=rounds {
+        round_trips.push(host::core_round_trip_ns(pmd));
         for (&size, samples) in wire_bytes.iter().zip(&mut samples) {
             let template = traffic::frame(mac(2).0, mac(1).0, size - 4);
             let before = rig.switch.pmds();
@@ -62,7 +73,8 @@ pub fn forwarding(wire_bytes: &[usize], rounds: usize) -> Result<Vec<Forwarding>
         }
     }
     let sum_up = |(&wire_bytes, samples): (&usize, Samples)| samples.sum_up(wire_bytes);
-    Ok(wire_bytes.iter().zip(samples).map(sum_up).collect())
+    let sizes = wire_bytes.iter().zip(samples).map(sum_up).collect();
+    Ok(Report { sizes, core_round_trip_ns: Rounds::of(round_trips) })
 }
 
 /// One window of the crates' own loop. Its daemons serve one connection each and poll as long as
@@ -71,9 +83,9 @@ fn reference_window(config: &GuestConfig, template: &[u8], core: usize) -> Resul
     let dir = tempfile::tempdir().context("making a folder for sockets")?;
     let sockets = [dir.path().join("a.sock"), dir.path().join("b.sock")];
     let threads = reference::start([&sockets[0], &sockets[1]], core)?;
-    let mut receiver = Guest::connect(&sockets[1], staggered(config.clone(), 2))?;
+    let mut receiver = Guest::connect(&sockets[1], config.clone())?;
     // The sender's kick starts the loop, which needs the receiver's ring.
-    let mut sender = Guest::connect(&sockets[0], staggered(config.clone(), 1))?;
+    let mut sender = Guest::connect(&sockets[0], config.clone())?;
     let window = traffic::one_way(&mut sender, &mut receiver, template, WINDOW_MS)?;
     sender.stop()?;
     drop((sender, receiver));

@@ -4,6 +4,7 @@
 //! several rounds interleaved, as a median with its spread.
 
 pub mod figures;
+pub mod host;
 pub mod ports;
 pub mod reference;
 pub mod rig;

@@ -46,17 +46,6 @@ pub fn mac(n: u32) -> Mac {
     Mac([0x02, 0x5a, a, b, c, d])
 }
 
-/// `config` with buffers at page offsets of guest `n`'s own.
-///
-/// Two guests made alike have their buffers at the same offsets within a page, in lockstep: the frame
-/// taken and the buffer filled then compete for the same places in the first-level cache, and a
-/// forwarded frame costs up to three times as much. Guests with a life of their own have no such
-/// order.
-pub fn staggered(config: GuestConfig, n: u32) -> GuestConfig {
-    const SPARE_BYTES: usize = 64 << 10;
-    config.spare_bytes(SPARE_BYTES + n as usize * (1024 + 64))
-}
-
 impl Rig {
     /// Starts a switch whose PMD runs on the last core, and pins the caller to the first.
     pub fn start(pmd: PmdConfig) -> Result<Self> {
@@ -86,7 +75,7 @@ impl Rig {
         let name = format!("g{n}");
         let spec = PortSpec { mac: Some(mac(n)), ..PortSpec::named(&name) };
         let (port, _) = self.switch.create_port(spec)?;
-        let guest = Guest::connect(&port.spec.socket, staggered(config, n))
+        let guest = Guest::connect(&port.spec.socket, config)
             .with_context(|| format!("connecting guest {n} to its port"))?;
         let link = self.switch.get_port(&name).map(|port| port.link);
         if link != Some(LinkState::Up) {

@@ -43,7 +43,7 @@ fn main() -> Result<()> {
         "{:>6} {:>22} {:>20} {:>24} {:>22}",
         "frame", "Mpps", "cycles a frame", "vhost-user-backend Mpps", "slipway over it"
     );
-    for row in &forwarding {
+    for row in &forwarding.sizes {
         println!(
             "{:>4} B {:>22} {:>20} {:>24} {:>22}",
             row.wire_bytes,
@@ -56,6 +56,11 @@ fn main() -> Result<()> {
             println!("       generator-bound in {} rounds", row.generator_bound_rounds);
         }
     }
+    println!(
+        "One cache line from core to core and back: {:.0} ns. Virtual machines move between cores of\n\
+         their host: compare columns of one run, not runs.",
+        forwarding.core_round_trip_ns
+    );
     println!();
     println!("{} ports on one slipwayd", many.ports);
     println!("  create all over the API       {:>8.1} ms", many.create_ms);
