@@ -11,10 +11,10 @@ use std::path::PathBuf;
 use dataplane::control::Control;
 use dataplane::testing::frames::Mac;
 use dataplane::testing::memory::Backing;
-use dataplane::testing::raw::{Answer, NEED_REPLY, RawMessage, RawPeer, VERSION};
+use dataplane::testing::raw::{Answer, NEED_REPLY, RawMessage, VERSION};
 use dataplane::testing::{Desc, Guest, GuestConfig, Vring, features};
 use rig::{Honest, QUOTA, Rig, Station, TIMEOUT, eventually, mac};
-use slipway_api::{LinkState, PortSpec, RingState};
+use slipway_api::{LinkState, RingState};
 use vhost::VhostBackend;
 use vhost::vhost_user::message::FrontendReq;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -278,27 +278,12 @@ fn memory_cut_short_under_running_rings_costs_that_port_alone() {
     rig.assert_conserved_unicast();
 }
 
-/// A session of a guest together with a way to say anything in it.
-fn with_raw(rig: &Rig, n: u32) -> (Station, RawPeer) {
-    let spec = PortSpec {
-        vni: 1,
-        mac: Some(slipway_api::Mac(mac(n))),
-        ..PortSpec::named(format!("raw{n}"))
-    };
-    let port = rig.port(spec).spec;
-    let stream = UnixStream::connect(&port.socket).unwrap();
-    let raw = RawPeer::over(stream.try_clone().unwrap()).unwrap();
-    stream.set_write_timeout(None).unwrap();
-    let guest = Guest::over(stream, plain()).unwrap();
-    (Station::new(port.name, n, port.socket, guest), raw)
-}
-
 #[test]
 fn a_call_that_is_no_eventfd_is_refused_and_one_that_is_full_holds_nobody_up() {
     let rig = Rig::start();
     let honest = Honest::start(&rig, 1);
     let mut prober = rig.station(1, 1, plain());
-    let (mut hostile, mut raw) = with_raw(&rig, 2);
+    let (mut hostile, mut raw) = rig.station_and_session(2, 1, plain());
     let dir = tempfile::tempdir().unwrap();
     let file = File::create(dir.path().join("garbage")).unwrap();
     let null = File::open("/dev/null").unwrap();

@@ -132,7 +132,7 @@ impl Loop {
                 last_check = now;
                 self.worker.set_now(clock::seconds());
                 self.collect_kicks(EpollTimeout::ZERO);
-            } else if round == Round::OnlySilent {
+            } else if round == Round::OnlySilent && !self.polled.is_empty() {
                 self.collect_kicks(POLL_ONLY_NAP_MS.into());
                 before = clock::ticks();
             }

@@ -13,12 +13,14 @@
 mod honest;
 mod station;
 
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use dataplane::control::Control;
 use dataplane::control::switch::{Switch, SwitchConfig};
 use dataplane::pmd::PmdConfig;
+use dataplane::testing::raw::RawPeer;
 use dataplane::testing::{Deadline, Guest, GuestConfig};
 use dataplane::vhost::socket::{SocketMode, VhostConfig, VhostThread};
 use slipway_api::{
@@ -120,6 +122,16 @@ impl Rig {
         let guest = Guest::connect(&port.spec.socket, config).unwrap();
         self.await_link(&port.spec.name, LinkState::Up);
         Station::new(port.spec.name, n, port.spec.socket, guest)
+    }
+
+    /// As [`Self::station`], and a way to say anything in the session of its front end.
+    pub fn station_and_session(&self, n: u32, vni: u32, config: GuestConfig) -> (Station, RawPeer) {
+        let mac = Some(slipway_api::Mac(mac(n)));
+        let port = self.port(PortSpec { vni, mac, ..PortSpec::named(format!("s{n}-{vni}")) }).spec;
+        let stream = UnixStream::connect(&port.socket).unwrap();
+        let raw = RawPeer::over(stream.try_clone().unwrap()).unwrap();
+        let guest = Guest::over(stream, config).unwrap();
+        (Station::new(port.name, n, port.socket, guest), raw)
     }
 
     /// Waits until the link of a port is in that state.
