@@ -80,13 +80,8 @@ pub enum VmmError {
         verb: &'static str,
     },
     /// The killed VMM process does not end; its files are left alone.
-    #[error("VM '{name}' (pid {pid}) was killed, but does not end; look at /proc/{pid}/stack")]
-    Stuck {
-        /// The VM's name.
-        name: String,
-        /// The process.
-        pid: u32,
-    },
+    #[error(transparent)]
+    Stuck(#[from] Stuck),
     /// A size of memory that cannot be added.
     #[error("VM '{name}': {asked_mib} MiB cannot be added; {allowed}")]
     Memory {
@@ -126,10 +121,4 @@ pub enum VmmError {
         /// The verb that fails.
         verb: crate::fake::Verb,
     },
-}
-
-impl From<Stuck> for VmmError {
-    fn from(Stuck { name, pid }: Stuck) -> Self {
-        Self::Stuck { name, pid }
-    }
 }

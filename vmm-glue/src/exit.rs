@@ -1,4 +1,4 @@
-//! How a VM ended, and what it said last.
+//! How a VM, or another child, ended, and what it said last.
 
 use std::fmt;
 use std::os::unix::process::ExitStatusExt;
@@ -9,15 +9,15 @@ use nix::sys::signal::Signal;
 /// The end of a VM, told once and to everybody who waits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExitReport {
-    /// The VM's name.
+    /// Of the VM, or what else was run.
     pub name: String,
-    /// The VMM's process, gone by now.
+    /// Its process, gone by now.
     pub pid: u32,
     /// Why it ended.
     pub cause: ExitCause,
-    /// The last lines of the guest's serial console.
+    /// The last lines of its standard output, a guest's serial console.
     pub console_tail: String,
-    /// The last lines of the VMM's standard error.
+    /// The last lines of its standard error.
     pub stderr_tail: String,
 }
 
@@ -63,7 +63,7 @@ impl fmt::Display for ExitCause {
 
 impl fmt::Display for ExitReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "VM '{}' (pid {}) {}", self.name, self.pid, self.cause)?;
+        write!(f, "'{}' (pid {}) {}", self.name, self.pid, self.cause)?;
         for (what, text) in [("standard error", &self.stderr_tail), ("console", &self.console_tail)]
         {
             if !text.is_empty() {
@@ -89,7 +89,7 @@ mod tests {
         };
         assert_eq!(
             report.to_string(),
-            "VM 'a' (pid 7) was ended by signal 9 (SIGKILL)\nlast lines of its console:\nboot"
+            "'a' (pid 7) was ended by signal 9 (SIGKILL)\nlast lines of its console:\nboot"
         );
     }
 

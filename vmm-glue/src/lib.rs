@@ -82,7 +82,7 @@ pub trait Vm: fmt::Debug + Send + Sync {
     fn wait(&self) -> VmFuture<'_, ExitReport>;
 
     /// Ends the VM: presses the power button and gives the guest `grace` to react (nothing is
-    /// pressed if `grace` is zero), then asks the VMM to quit, then
+    /// pressed if `grace` is zero, or the machine has no button), then asks the VMM to quit, then
     /// kills it. Files and sockets are gone on return. A second stop returns the same report.
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! VMM processes: started, watched, ended, and never left behind.
+//! Processes, VMMs first of all: started, watched, ended, and never left behind.
 //!
 //! One thread, the reaper, starts every child and is the only one that signals or reaps it:
 //!
@@ -7,6 +7,7 @@
 //!  Child::spawn ----->  fork, exec ------------------------------> setpriv: die with the reaper
 //!     <---- pid, console, standard error                            sh: is the parent still ours?
 //!  wait  <--- status -- waits on the pidfd, then reaps              exec wrapper... VMM
+//!  terminate --------->  SIGTERM
 //!  kill, drop -------->  SIGKILL, reaps
 //! ```
 //!
@@ -38,6 +39,8 @@ use std::sync::mpsc as std_mpsc;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tokio::net::unix::pipe;
 use tokio::process::Command;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -54,12 +57,16 @@ const REPORTED_LINES: usize = 20;
 
 /// What to run.
 #[derive(Debug)]
-pub(crate) struct Launch {
+pub struct Launch {
+    /// What people call it: the VM's name, for a VMM.
     pub name: String,
+    /// The program, looked up in PATH if it has no slash.
     pub program: PathBuf,
+    /// Its arguments.
     pub args: Vec<OsString>,
+    /// See [`VmSpec::wrapper`](crate::VmSpec::wrapper).
     pub wrapper: Vec<String>,
-    /// Receives standard output, the guest's serial console.
+    /// Receives standard output, a VMM's serial console.
     pub console_file: Option<PathBuf>,
 }
 
@@ -67,27 +74,25 @@ pub(crate) struct Launch {
 #[derive(Debug, thiserror::Error)]
 pub enum ProcessError {
     /// No thread, pipe or runtime to be had.
-    #[error("Failed to prepare the process of VM '{name}'")]
+    #[error("Failed to prepare the process of '{name}'")]
     Prepare {
-        /// The VM's name.
+        /// Of the VM, or what else was to run.
         name: String,
         /// The cause.
         source: io::Error,
     },
     /// `setpriv` could not be run.
-    #[error(
-        "Failed to run 'setpriv' for VM '{name}'; it is part of util-linux, and must be in PATH"
-    )]
+    #[error("Failed to run 'setpriv' for '{name}'; it is part of util-linux, and must be in PATH")]
     Spawn {
-        /// The VM's name.
+        /// Of the VM, or what else was to run.
         name: String,
         /// The cause.
         source: io::Error,
     },
     /// The console file could not be made.
-    #[error("Failed to create the console file {path} of VM '{name}'")]
+    #[error("Failed to create the console file {path} of '{name}'")]
     ConsoleFile {
-        /// The VM's name.
+        /// Of the VM, or what else was to run.
         name: String,
         /// The file.
         path: PathBuf,
@@ -97,21 +102,24 @@ pub enum ProcessError {
 }
 
 /// A killed process that does not end.
-#[derive(Debug)]
-pub(crate) struct Stuck {
+#[derive(Debug, thiserror::Error)]
+#[error("'{name}' (pid {pid}) was killed, but does not end; look at /proc/{pid}/stack")]
+pub struct Stuck {
+    /// Of the VM, or what else was run.
     pub name: String,
+    /// The process.
     pub pid: u32,
 }
 
-/// A running VMM process. Dropping it kills the process and waits until it is gone.
+/// A running process. Dropping it kills the process and waits until it is gone.
 #[derive(Debug)]
-pub(crate) struct Child {
+pub struct Child {
     name: String,
     pid: u32,
     console: Console,
     stderr: Console,
     exit: watch::Receiver<Option<ExitStatus>>,
-    kill: mpsc::UnboundedSender<()>,
+    signals: mpsc::UnboundedSender<Signal>,
     /// Closed by the reaper once the process is reaped; for `drop`, which cannot await.
     reaped: Mutex<std_mpsc::Receiver<()>>,
 }
@@ -154,7 +162,7 @@ impl Child {
         let (console, console_feed) = Console::new();
         let (stderr, stderr_feed) = Console::new();
         let (exit_sender, exit) = watch::channel(None);
-        let (kill, kill_receiver) = mpsc::unbounded_channel();
+        let (signals, signals_receiver) = mpsc::unbounded_channel();
         let (reaped_sender, reaped) = std_mpsc::channel();
         let (reply, pid) = oneshot::channel();
         let job = Job {
@@ -163,7 +171,7 @@ impl Child {
                 Pump { pipe: console_pipe.into(), feed: console_feed, file },
                 Pump { pipe: stderr_pipe.into(), feed: stderr_feed, file: None },
             ],
-            kill: kill_receiver,
+            signals: signals_receiver,
             exit: exit_sender,
             reaped: reaped_sender,
             reply,
@@ -172,18 +180,25 @@ impl Child {
         reaper().map_err(prepare)?.send(job).map_err(|_| gone(()))?;
         let pid = pid.await.map_err(|_| gone(()))?;
         let pid = pid.map_err(|source| ProcessError::Spawn { name: name.clone(), source })?;
-        Ok(Self { name, pid, console, stderr, exit, kill, reaped: Mutex::new(reaped) })
+        Ok(Self { name, pid, console, stderr, exit, signals, reaped: Mutex::new(reaped) })
     }
 
+    /// Of the process; the same from the start to the end, whatever runs in it.
     pub fn pid(&self) -> u32 {
         self.pid
     }
 
+    /// Its standard output, a VMM's serial console.
     pub fn console(&self) -> &Console {
         &self.console
     }
 
-    /// The VMM's standard error, fit for a terminal.
+    /// Its standard error.
+    pub fn stderr(&self) -> &Console {
+        &self.stderr
+    }
+
+    /// The last lines of its standard error, fit for a terminal.
     pub fn stderr_tail(&self) -> String {
         self.stderr.tail(REPORTED_LINES)
     }
@@ -221,8 +236,17 @@ impl Child {
     /// SIGKILL. Harmless when the process is gone: only the reaper signals, and only what it has
     /// not reaped.
     pub fn kill(&self) {
-        // A closed channel means that there is nobody left to kill.
-        let _ = self.kill.send(());
+        self.signal(Signal::SIGKILL);
+    }
+
+    /// SIGTERM, as harmless as [`Child::kill`].
+    pub fn terminate(&self) {
+        self.signal(Signal::SIGTERM);
+    }
+
+    fn signal(&self, signal: Signal) {
+        // A closed channel means that there is nobody left to signal.
+        let _ = self.signals.send(signal);
     }
 }
 
@@ -245,7 +269,7 @@ struct Pump {
 struct Job {
     command: Command,
     pumps: [Pump; 2],
-    kill: mpsc::UnboundedReceiver<()>,
+    signals: mpsc::UnboundedReceiver<Signal>,
     exit: watch::Sender<Option<ExitStatus>>,
     reaped: std_mpsc::Sender<()>,
     reply: oneshot::Sender<io::Result<u32>>,
@@ -275,7 +299,7 @@ fn reaper() -> io::Result<mpsc::UnboundedSender<Job>> {
 
 /// On the reaper thread.
 fn start(job: Job) {
-    let Job { mut command, pumps, mut kill, exit, reaped, reply } = job;
+    let Job { mut command, pumps, mut signals, exit, reaped, reply } = job;
     let spawned = command.spawn();
     // The command holds our copies of the pipes' writing ends; the pumps wait for the last one.
     drop(command);
@@ -295,16 +319,24 @@ fn start(job: Job) {
             }
         })
     });
-    // A cancelled caller drops its kill sender, which ends the child below.
+    // A cancelled caller drops its sender of signals, which ends the child below.
     let _ = reply.send(Ok(child.id().unwrap_or_default()));
     tokio::spawn(async move {
-        // tokio waits on a pidfd here (Linux 5.3), and reaps in this task only.
-        let status = tokio::select! {
-            status = child.wait() => status,
-            _ = kill.recv() => {
-                // Fails only if the child is gone already.
-                let _ = child.start_kill();
-                child.wait().await
+        // tokio waits on a pidfd here (Linux 5.3), and reaps in this task only: until `wait` has
+        // returned, the pid is the child's.
+        let status = loop {
+            tokio::select! {
+                status = child.wait() => break status,
+                signal = signals.recv() => match (signal, child.id()) {
+                    (Some(signal), Some(pid)) if signal != Signal::SIGKILL => {
+                        // Fails only if the child has ended already.
+                        let _ = kill(Pid::from_raw(pid.cast_signed()), signal);
+                    }
+                    _ => {
+                        let _ = child.start_kill();
+                        break child.wait().await;
+                    }
+                },
             }
         };
         drop(reaped);
@@ -329,7 +361,6 @@ mod tests {
     use std::task::Poll;
 
     use nix::sys::wait::{Id, WaitPidFlag, waitid};
-    use nix::unistd::Pid;
 
     use super::*;
 
@@ -375,6 +406,18 @@ mod tests {
         child.kill();
         assert_eq!(child.wait().await.cause, ExitCause::Signal(9));
         child.kill();
+    }
+
+    #[tokio::test]
+    async fn a_child_that_is_asked_to_end_may_do_so_in_order() {
+        let script = "trap 'kill $!; echo tidy; exit 7' TERM; sleep 1000 & echo up; wait";
+        let child = Child::spawn(launch(script)).await.unwrap();
+        child.console().wait_for("up").await.unwrap();
+        child.terminate();
+        let report = child.wait().await;
+        assert_eq!(report.cause, ExitCause::Code(7));
+        assert_eq!(report.console_tail, "up\ntidy");
+        child.terminate();
     }
 
     #[tokio::test]

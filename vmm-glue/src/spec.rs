@@ -219,10 +219,13 @@ pub struct NicSpec {
     pub ring_size: u16,
     /// Who binds the socket.
     pub mode: SocketMode,
+    /// Whether the guest is offered to receive TCP segments larger than its MTU (GUEST_TSO4 and the
+    /// like, virtio 1.3 §5.1.3). Without, the switch has to cut what others send in one piece.
+    pub receives_segments: bool,
 }
 
 impl NicSpec {
-    /// One queue pair of 256 descriptors, the VMM listens.
+    /// One queue pair of 256 descriptors, the VMM listens, the guest may receive large segments.
     pub fn new(socket: impl Into<PathBuf>, mac: MacAddr) -> Self {
         Self {
             socket: socket.into(),
@@ -230,6 +233,7 @@ impl NicSpec {
             queue_pairs: 1,
             ring_size: 256,
             mode: SocketMode::VmmListens,
+            receives_segments: true,
         }
     }
 }

@@ -154,9 +154,7 @@ async fn a_killed_qemu_is_noticed_and_reported_with_its_signal() {
     kill(Pid::from_raw(pid.try_into().unwrap()), Signal::SIGKILL).unwrap();
     let report = tokio::time::timeout(LIMIT, vm.wait()).await.unwrap();
     assert_eq!(report.cause, ExitCause::Signal(9));
-    assert!(
-        report.to_string().starts_with(&format!("VM 'trial' (pid {pid}) was ended by signal 9"))
-    );
+    assert!(report.to_string().starts_with(&format!("'trial' (pid {pid}) was ended by signal 9")));
     let refused = vm.pause().await.unwrap_err();
     assert!(matches!(refused, VmmError::Gone { .. }), "{refused}");
     assert_eq!(vm.stop(Duration::ZERO).await.unwrap(), report, "stop keeps the cause");

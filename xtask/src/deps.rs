@@ -9,6 +9,8 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, ValueEnum};
 
+use crate::command::{self, Ending};
+
 /// Where apt keeps its lists of packages.
 const LISTS: &str = "/var/lib/apt/lists";
 /// How long apt waits for another package manager, in seconds.
@@ -108,14 +110,13 @@ fn has_lists() -> bool {
 }
 
 fn apt_get(arguments: &[&str]) -> Result<()> {
-    let status = Command::new("apt-get")
+    let mut command = Command::new("apt-get");
+    command
         .args(["--quiet", "--option", &format!("DPkg::Lock::Timeout={LOCK_TIMEOUT_S}")])
         .args(arguments)
         .env("DEBIAN_FRONTEND", "noninteractive")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .status()
-        .context("Failed to run apt-get: this needs Debian")?;
+        .stdout(Stdio::null());
+    let status = command::status(&mut command, Ending::Gentle).context("This needs Debian")?;
     if !status.success() {
         bail!("apt-get {} failed: {status}", arguments.join(" "));
     }
@@ -124,11 +125,9 @@ fn apt_get(arguments: &[&str]) -> Result<()> {
 
 fn missing(purposes: &[Purpose]) -> Result<Vec<&'static str>> {
     let needed: Vec<_> = purposes.iter().flat_map(|purpose| purpose.packages()).copied().collect();
-    let output = Command::new("dpkg-query")
-        .args(["--show", "--showformat=${Package}\\t${db:Status-Status}\\n"])
-        .args(&needed)
-        .output()
-        .context("Failed to run dpkg-query: this needs Debian")?;
+    let mut command = Command::new("dpkg-query");
+    command.args(["--show", "--showformat=${Package}\\t${db:Status-Status}\\n"]).args(&needed);
+    let output = command::output(&mut command).context("This needs Debian")?;
     // It fails when it knows nothing of one of the names; what it knows of the others stands.
     Ok(not_installed(&needed, &String::from_utf8_lossy(&output.stdout)))
 }

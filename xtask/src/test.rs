@@ -10,6 +10,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 
+use crate::command::{self, Ending};
 use crate::deps::{self, Purpose};
 use crate::{guest, workspace};
 
@@ -109,23 +110,20 @@ pub fn main(arguments: &Arguments) -> Result<()> {
 fn run(name: &'static str, mut command: Command) -> Result<Outcome> {
     #[expect(clippy::disallowed_methods, reason = "tells how long each step took")]
     let begin = Instant::now();
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("Failed to start the step {name}"))?;
-    let (mut passed, mut failed) = (0, 0);
-    if let Some(stdout) = child.stdout.take() {
+    command.stdout(Stdio::piped());
+    let (status, (passed, failed)) = command::run(&mut command, Ending::Firm, |child| {
+        let mut sums = (0, 0);
+        let Some(stdout) = child.stdout.take() else { return Ok(sums) };
         for line in BufReader::new(stdout).lines() {
-            let line = line.with_context(|| format!("Failed to read the output of {name}"))?;
-            if let Some((p, f)) = counts(&line) {
-                passed += p;
-                failed += f;
+            let line = line?;
+            if let Some((passed, failed)) = counts(&line) {
+                sums = (sums.0 + passed, sums.1 + failed);
             }
             println!("{line}");
         }
-    }
-    let status = child.wait().with_context(|| format!("Failed to wait for the step {name}"))?;
+        Ok(sums)
+    })
+    .with_context(|| format!("The step \"{name}\" did not come to its end"))?;
     let seconds = begin.elapsed().as_secs();
     Ok(Outcome { name, seconds, passed, failed, ok: status.success() })
 }

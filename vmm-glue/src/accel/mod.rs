@@ -195,6 +195,8 @@ async fn try_kvm(qemu: &Qemu, probe: &Probe) -> Result<Chosen, AccelError> {
     spec.kernel = Some(probe.kernel.clone());
     spec.initrd.clone_from(&probe.initrd);
     spec.cmdline.clone_from(&probe.cmdline);
+    // A guest that is to be controlled may end where there is no channel.
+    spec.control_socket = Some(spec.run_dir.join("control.sock"));
     spec.boot_timeout = probe.deadline;
     let no = |reason: String| Ok(Chosen { accel: Accel::Tcg, reason });
     let seconds = probe.deadline.as_secs_f32();

@@ -40,6 +40,11 @@ pub(super) fn config(spec: CheckedSpec<'_>) -> Result<VmConfig, VmmError> {
         let what = format!("a NIC of {} queue pairs with {} vCPUs", nic.queue_pairs, spec.vcpus);
         return refuse(what, "have at most one queue pair per vCPU");
     }
+    if spec.nics.iter().any(|nic| !nic.receives_segments) {
+        // Its option takes sending away as well.
+        let what = "a NIC that only sends large segments".to_owned();
+        return refuse(what, "set `receives_segments`, or use QEMU");
+    }
     // The serial console belongs to the machine; the guest's own parameters come last and win.
     let cmdline = format!("console=ttyS0 {}", spec.cmdline).trim_end().to_owned();
     let hotplug_size = spec.memory_max.map(|max| max.bytes() - spec.memory.bytes());
@@ -114,12 +119,13 @@ mod tests {
     #[test]
     fn what_cloud_hypervisor_lacks_is_refused_by_name() {
         type Change = fn(&mut VmSpec);
-        let changes: [(&str, Change); 5] = [
+        let changes: [(&str, Change); 6] = [
             ("acceleration by tcg", |s| s.accel = Accel::Tcg),
             ("the machine microvm", |s| s.machine = Machine::Microvm),
             ("control socket", |s| s.control_socket = Some("/run/a/ctl".into())),
             ("without a kernel", |s| s.kernel = None),
             ("3 queue pairs with 2 vCPUs", |s| s.nics[0].queue_pairs = 3),
+            ("only sends large segments", |s| s.nics[0].receives_segments = false),
         ];
         for (what, change) in changes {
             let mut spec = spec();

@@ -9,7 +9,7 @@ use super::QemuVersion;
 use crate::accel::Accel;
 use crate::error::VmmError;
 use crate::spec::{
-    CONTROL_PORT, CheckedSpec, MAX_CMDLINE_BYTES, Machine, NicSpec, SocketMode, SpecError,
+    CONTROL_PORT, CheckedSpec, MAX_CMDLINE_BYTES, Machine, NicSpec, SocketMode, SpecError, VmSpec,
 };
 
 /// virtio-mmio transports of the microvm machine with one I/O APIC.
@@ -96,22 +96,47 @@ fn check_machine(spec: CheckedSpec<'_>) -> Result<(), VmmError> {
     Ok(())
 }
 
+/// Whether the guest finds ACPI, and with it a power button, a way to switch itself off, further
+/// CPUs and plugged memory.
+///
+/// It does, but where all it would bring is a slow boot: its interpreter is a seventh of all the
+/// code that a boot runs, which TCG must translate first. A q35 guest with one CPU does with the
+/// 8259 interrupt controllers instead, and can reboot. It halts when it powers off, and the VMM has
+/// to quit.
+pub(super) fn has_acpi(spec: &VmSpec) -> bool {
+    spec.accel == Accel::Kvm
+        || spec.machine == Machine::Microvm
+        || spec.vcpus > 1
+        || spec.memory_max.is_some()
+}
+
+/// QEMU's `-cpu` under TCG. SMAP's toggles, XSAVE's areas and `rep stosb` are quick in hardware and
+/// slow in an emulator; without their bits the kernel uses plain loads and stores.
+const TCG_CPU: &str = "max,-smap,-smep,-umip,-xsave,-pku,-fsgsbase,-erms,-la57";
+/// A q35 under TCG does without system management mode, whose firmware costs flushes of the TLB,
+/// and without devices that the guest would look for.
+const TCG_Q35: &str = "q35,smm=off,sata=off,smbus=off,hpet=off";
+
 fn machine(args: &mut Arguments, spec: CheckedSpec<'_>) {
-    let accel = spec.accel;
-    let options = match (spec.machine, accel) {
-        (Machine::Q35, _) => "q35,",
+    let model = match (spec.machine, spec.accel) {
+        (Machine::Q35, Accel::Kvm) => "q35",
+        (Machine::Q35, Accel::Tcg) => TCG_Q35,
         // ACPI tells the guest of its virtio-mmio devices and gives it a way to power off. The other
         // way, kernel parameters, is not built into distribution kernels. Under TCG there is no
         // paravirtual clock, so Linux needs PIT, PICs and RTC to find its timer, and hangs in
         // calibration without them.
-        (Machine::Microvm, Accel::Tcg) => "microvm,acpi=on,pit=on,pic=on,rtc=on,",
-        (Machine::Microvm, Accel::Kvm) => "microvm,acpi=on,",
+        (Machine::Microvm, Accel::Tcg) => "microvm,acpi=on,pit=on,pic=on,rtc=on",
+        (Machine::Microvm, Accel::Kvm) => "microvm,acpi=on",
     };
-    args.pair("-machine", format!("{options}accel={accel},memory-backend=ram"));
-    let cpu = match accel {
-        Accel::Kvm => "host",
-        Accel::Tcg => "max",
+    let acpi = if has_acpi(&spec) { "" } else { ",acpi=off" };
+    args.pair("-machine", format!("{model}{acpi},memory-backend=ram"));
+    let (accel, cpu) = match spec.accel {
+        Accel::Kvm => ("kvm", "host"),
+        // One thread for translation and devices is quicker than two that wait for each other.
+        Accel::Tcg if spec.vcpus == 1 => ("tcg,thread=single", TCG_CPU),
+        Accel::Tcg => ("tcg", TCG_CPU),
     };
+    args.pair("-accel", accel.to_owned());
     args.pair("-cpu", cpu.to_owned());
     args.pair("-smp", spec.vcpus.to_string());
     let size = spec.memory.get();
@@ -139,8 +164,9 @@ fn console(args: &mut Arguments) {
 /// The device name on this machine's bus, and its interrupt vectors.
 ///
 /// Under TCG QEMU 7.2 dies of SIGSEGV as soon as the guest enables a vhost-user device with MSI-X, so
-/// there PCI devices have no vectors and use INTx. Under KVM each queue wants a vector of its own:
-/// MSI-X. microvm's devices have one interrupt line each, and no choice.
+/// there PCI devices have no vectors and use INTx; without ACPI there is no local APIC to send an MSI
+/// to anyway. Under KVM each queue wants a vector of its own: MSI-X. microvm's devices have one
+/// interrupt line each, and no choice.
 fn on_bus(device: &str, spec: CheckedSpec<'_>, vectors: u32) -> String {
     match (spec.machine, spec.accel) {
         (Machine::Microvm, _) => format!("{device}-device"),
@@ -167,13 +193,17 @@ fn network(
     // Receive and transmit queue of each pair, the control queue, configuration changes.
     let device = on_bus("virtio-net", spec, u32::from(pairs) * 2 + 2);
     let multi_queue = if pairs > 1 { ",mq=on" } else { "" };
+    let segments = match nic.receives_segments {
+        true => "",
+        false => ",guest_tso4=off,guest_tso6=off,guest_ecn=off,guest_ufo=off",
+    };
     // No boot ROM: nobody boots from this network, and the ROM is in a package of its own.
     let rom = if spec.machine == Machine::Q35 { ",romfile=" } else { "" };
     args.pair(
         "-device",
         format!(
             "{device},netdev=net{index},mac={},rx_queue_size={ring},tx_queue_size={ring}\
-             {multi_queue}{rom}",
+             {multi_queue}{segments}{rom}",
             nic.mac
         ),
     );
@@ -198,7 +228,7 @@ fn kernel(
     if let Some(initrd) = &spec.initrd {
         args.pair("-initrd", initrd.display().to_string());
     }
-    let mut parameters = machine_parameters(spec.accel, tsc_khz);
+    let mut parameters = machine_parameters(spec, tsc_khz);
     if !spec.cmdline.is_empty() {
         parameters.push(spec.cmdline.clone());
     }
@@ -213,14 +243,19 @@ fn kernel(
 }
 
 /// Kernel parameters that follow from the machine, not from the guest.
-fn machine_parameters(accel: Accel, tsc_khz: Option<u32>) -> Vec<String> {
-    let mut parameters = vec!["console=ttyS0".to_owned()];
-    if accel == Accel::Tcg {
+fn machine_parameters(spec: CheckedSpec<'_>, tsc_khz: Option<u32>) -> Vec<String> {
+    // One serial port is there to be probed.
+    let mut parameters = vec!["console=ttyS0".to_owned(), "8250.nr_uarts=1".to_owned()];
+    if spec.accel == Accel::Tcg {
         // TCG's guests read the host's time-stamp counter. Calibrating it against an emulated timer
-        // takes long and now and then fails on a busy host, which ends in a hang or in the panic
-        // of the timer check. Told the frequency, Linux trusts it, and derives `lpj` from it.
+        // takes long and now and then fails on a busy host, which ends in a hang, in the panic of
+        // the timer check, or in a clock of 4 ms steps. Told the frequency, Linux trusts it, and
+        // derives `lpj` from it.
         parameters.extend(tsc_khz.map(|khz| format!("tsc_early_khz={khz}")));
         parameters.extend(["tsc=reliable".to_owned(), "no_timer_check".to_owned()]);
+    }
+    if !has_acpi(&spec) {
+        parameters.push("acpi=off".to_owned());
     }
     parameters
 }
@@ -229,7 +264,7 @@ fn machine_parameters(accel: Accel, tsc_khz: Option<u32>) -> Vec<String> {
 mod tests {
     use super::*;
     use crate::memory::Mib;
-    use crate::spec::{MacAddr, VmSpec};
+    use crate::spec::MacAddr;
 
     fn spec() -> VmSpec {
         let mut spec = VmSpec::new("a", "/run/a");
@@ -253,7 +288,7 @@ mod tests {
     #[test]
     fn under_tcg_pci_devices_have_no_msix() {
         let line = line_of(&spec()).unwrap();
-        assert_has(&line, &["virtio-net-pci,disable-legacy=on,vectors=0,", "-cpu max"]);
+        assert_has(&line, &["virtio-net-pci,disable-legacy=on,vectors=0,"]);
         assert_has(&line, &["virtio-serial-pci,disable-legacy=on,vectors=0,"]);
     }
 
@@ -263,15 +298,50 @@ mod tests {
         (spec.accel, spec.nics[0].queue_pairs) = (Accel::Kvm, 4);
         (spec.kernel, spec.cmdline) = (Some("/boot/k".into()), "quiet".into());
         let line = line_of(&spec).unwrap();
-        assert_has(&line, &["vectors=10,", ",mq=on", "queues=4", "accel=kvm", "-cpu host"]);
-        assert_has(&line, &["-append console=ttyS0 quiet -chardev"]);
+        assert_has(&line, &["vectors=10,", ",mq=on", "queues=4", "-accel kvm -cpu host"]);
+        assert_has(&line, &["-machine q35,memory-backend=ram "]);
+        assert_has(&line, &["-append console=ttyS0 8250.nr_uarts=1 quiet -chardev"]);
     }
 
     #[test]
     fn memory_is_a_shared_memfd() {
         let line = line_of(&spec()).unwrap();
         assert_has(&line, &["memory-backend-memfd,id=ram,size=128M,share=on", "-m size=128M "]);
-        assert_has(&line, &["q35,accel=tcg,memory-backend=ram"]);
+        assert_has(&line, &[",memory-backend=ram -accel"]);
+    }
+
+    #[test]
+    fn one_cpu_under_tcg_is_one_thread_without_acpi() {
+        let mut spec = spec();
+        spec.kernel = Some("/boot/k".into());
+        let line = line_of(&spec).unwrap();
+        assert_has(&line, &["hpet=off,acpi=off,memory-backend=ram -accel tcg,thread=single "]);
+        assert_has(&line, &["-cpu max,-smap", " acpi=off "]);
+    }
+
+    #[test]
+    fn what_only_acpi_tells_the_guest_keeps_acpi() {
+        let changes: [fn(&mut VmSpec); 4] = [
+            |spec| spec.accel = Accel::Kvm,
+            |spec| spec.machine = Machine::Microvm,
+            |spec| spec.vcpus = 2,
+            |spec| spec.memory_max = Some(Mib::new(256)),
+        ];
+        for change in changes {
+            let mut spec = spec();
+            spec.kernel = Some("/boot/k".into());
+            change(&mut spec);
+            let line = line_of(&spec).unwrap();
+            assert!(!line.contains("acpi=off"), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_nic_that_receives_no_segments_offers_its_guest_none() {
+        let mut spec = spec();
+        assert!(!line_of(&spec).unwrap().contains("guest_tso4"));
+        spec.nics[0].receives_segments = false;
+        assert_has(&line_of(&spec).unwrap(), &[",guest_tso4=off,guest_tso6=off,guest_ecn=off"]);
     }
 
     #[test]
@@ -304,7 +374,7 @@ mod tests {
         let mut spec = spec();
         spec.machine = Machine::Microvm;
         let line = line_of(&spec).unwrap();
-        assert_has(&line, &["microvm,acpi=on,pit=on,pic=on,rtc=on,accel=tcg"]);
+        assert_has(&line, &["microvm,acpi=on,pit=on,pic=on,rtc=on,memory-backend=ram"]);
         assert_has(&line, &["virtio-mmio.force-legacy=false", "virtio-net-device,netdev=net0"]);
         assert_has(&line, &["virtio-serial-device,id=serial0"]);
         assert!(!line.contains("vectors") && !line.contains("romfile"), "{line}");
@@ -326,8 +396,8 @@ mod tests {
         let mut spec = spec();
         (spec.kernel, spec.initrd) = (Some("/boot/k".into()), Some("/boot/i".into()));
         spec.cmdline = "tsc=unstable".into();
-        let expected = "-kernel /boot/k -initrd /boot/i -append console=ttyS0 \
-                        tsc_early_khz=2000000 tsc=reliable no_timer_check tsc=unstable ";
+        let expected = "-kernel /boot/k -initrd /boot/i -append console=ttyS0 8250.nr_uarts=1 \
+                        tsc_early_khz=2000000 tsc=reliable no_timer_check acpi=off tsc=unstable ";
         assert_has(&line_of(&spec).unwrap(), &[expected]);
     }
 

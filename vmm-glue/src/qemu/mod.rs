@@ -14,6 +14,12 @@
 //! takes it up with the next connection. So the switch must go on trying while a VM boots; if it
 //! does not come, the boot ends with an error that names the sockets.
 //!
+//! # What is the machine's, and what is the guest's
+//! The model, its CPU and its devices are chosen here, by accelerator, and so are the kernel
+//! parameters that follow from them; under TCG all for a quick boot, since there a boot is nothing
+//! but the host's CPU time. What an image wants of its kernel comes in
+//! [`VmSpec::cmdline`](crate::VmSpec::cmdline).
+//!
 //! # Bounds
 //! The boot has the limit of the specification, each monitor command 10 s, `stop` its grace and
 //! then 2 s before it kills.

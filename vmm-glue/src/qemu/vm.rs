@@ -36,6 +36,8 @@ const END_LIMIT: Duration = Duration::from_millis(500);
 pub struct QemuVm {
     name: String,
     memory_max: Option<Mib>,
+    /// Without ACPI there is none, and the grace of a stop would be waited for in vain.
+    has_power_button: bool,
     qmp: Qmp,
     child: Child,
     files: Mutex<RunDir>,
@@ -95,6 +97,7 @@ impl QemuVm {
         Ok(Self {
             name: spec.name.clone(),
             memory_max: spec.memory_max,
+            has_power_button: launch::has_acpi(&spec),
             qmp,
             child,
             files: Mutex::new(files),
@@ -188,7 +191,7 @@ impl QemuVm {
             // Not in time: the next, harder step follows.
             let _ = tokio::time::timeout(limit, asked).await;
         };
-        if !grace.is_zero() {
+        if !grace.is_zero() && self.has_power_button {
             ask("system_powerdown", grace).await;
         }
         ask("quit", QUIT_LIMIT).await;

@@ -2,11 +2,11 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::deps;
+use crate::{command, deps};
 
 /// The package that depends on the newest kernel made for virtual machines.
 const NEWEST: &str = "linux-image-cloud-amd64";
@@ -113,11 +113,7 @@ fn name_and_version(shown: &str) -> Option<(String, String)> {
 
 fn output_of(command: &mut Command) -> Result<String> {
     let program = command.get_program().to_string_lossy().into_owned();
-    let output = command
-        .env("LC_ALL", "C")
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("Failed to run {program}: this needs Debian"))?;
+    let output = command::output(command.env("LC_ALL", "C")).context("This needs Debian")?;
     if !output.status.success() {
         let errors = String::from_utf8_lossy(&output.stderr);
         bail!("{program} failed: {}", errors.trim_end());

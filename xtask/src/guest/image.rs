@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use super::cpio::Archive;
 use super::deb::{self, Package};
 use super::{kernel, module};
+use crate::command::{self, Ending};
 use crate::workspace;
 
 /// What the agent runs on. With an explicit target its flags do not reach build scripts and its
@@ -41,7 +42,8 @@ pub fn build_agent(target: &Path) -> Result<PathBuf> {
     if let Some(home) = home {
         flags.push(format!("--remap-path-prefix={}=/cargo", home.display()));
     }
-    let status = Command::new(workspace::cargo())
+    let mut command = Command::new(workspace::cargo());
+    command
         .args(["build", "--quiet", "--locked", "--package", "slipway-agent"])
         .args(["--bin", "slipway-agent", "--profile", "guest-init", "--target", TARGET])
         .arg("--target-dir")
@@ -49,9 +51,8 @@ pub fn build_agent(target: &Path) -> Result<PathBuf> {
         // Separated by 0x1f: the flags hold paths, which may hold blanks.
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
         .env_remove("RUSTFLAGS")
-        .current_dir(workspace::root())
-        .status()
-        .context("Failed to run cargo")?;
+        .current_dir(workspace::root());
+    let status = command::status(&mut command, Ending::Firm)?;
     ensure!(status.success(), "The agent does not compile");
     Ok(target.join(TARGET).join("guest-init/slipway-agent"))
 }

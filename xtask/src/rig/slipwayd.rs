@@ -1,0 +1,111 @@
+//! One slipwayd process with a run directory of its own.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use slipway_api::client::Client;
+use slipway_api::{Mac, PortMode, PortSpec};
+use tokio::time::timeout;
+use vmm_glue::process::{Child, Launch};
+use vmm_glue::{ConsoleClosed, ExitCause};
+
+use super::GuestPlan;
+
+/// What slipwayd logs once its API and its threads are there.
+const READY: &str = "slipwayd is ready";
+/// How long a start or an end may take on a busy machine.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// A running switch. Dropping it kills the process.
+#[derive(Debug)]
+pub struct Slipwayd {
+    child: Child,
+    client: Client,
+}
+
+impl Slipwayd {
+    /// Starts `program` with `run_dir`, which must exist, and one PMD thread on `core`; under
+    /// `wrapper`, see [`vmm_glue::VmSpec::wrapper`]. Returns once it serves its API.
+    ///
+    /// # Errors
+    /// It could not be run, ended, or was not ready in time; with what it logged.
+    pub async fn start(
+        program: &Path,
+        run_dir: &Path,
+        core: usize,
+        wrapper: &[String],
+    ) -> Result<Self> {
+        let child = Child::spawn(Launch {
+            name: "slipwayd".to_owned(),
+            program: program.to_owned(),
+            args: ["--config", "/dev/null", "--cores", &core.to_string(), "--run-dir"]
+                .map(Into::into)
+                .into_iter()
+                .chain([run_dir.into()])
+                .collect(),
+            wrapper: wrapper.to_vec(),
+            console_file: None,
+        })
+        .await?;
+        match timeout(LIMIT, child.stderr().wait_for(READY)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(ConsoleClosed { .. })) => bail!("{}", child.wait().await),
+            Err(_) => bail!("It was not ready within {LIMIT:?}; its log:\n{}", child.stderr_tail()),
+        }
+        Ok(Self { child, client: Client::new(run_dir.join("slipwayd.sock")).with_timeout(LIMIT) })
+    }
+
+    /// The API.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// The process.
+    pub fn pid(&self) -> u32 {
+        self.child.pid()
+    }
+
+    /// The last lines of its log.
+    pub fn log_tail(&self) -> String {
+        self.child.stderr_tail()
+    }
+
+    /// Adds the port that the NIC of the guest of `plan` will be served by.
+    ///
+    /// # Errors
+    /// The switch refused, in its words.
+    pub async fn add_port(&self, plan: &GuestPlan) -> Result<()> {
+        let spec = PortSpec {
+            vni: super::VNI,
+            mac: Some(Mac(plan.mac().0)),
+            socket: Some(plan.nic_socket()),
+            mode: PortMode::Connect,
+            queue_pairs: plan.queue_pairs,
+            ..PortSpec::named(plan.name.clone())
+        };
+        self.client.create_port(&spec).await.map(drop).context("slipwayd refused the port")
+    }
+
+    /// Ends it in order.
+    ///
+    /// # Errors
+    /// It did not end in time and was killed, or says that it failed.
+    pub async fn stop(self) -> Result<()> {
+        self.child.terminate();
+        match timeout(LIMIT, self.child.wait()).await {
+            Ok(report) if report.cause == ExitCause::Code(0) => Ok(()),
+            Ok(report) => bail!("{report}"),
+            Err(_) => bail!("It did not end within {LIMIT:?}; its log:\n{}", self.log_tail()),
+        }
+    }
+
+    /// Ends it by SIGKILL, as a crash would.
+    ///
+    /// # Errors
+    /// It is stuck in the kernel.
+    pub async fn kill(self) -> Result<()> {
+        self.child.end().await?;
+        Ok(())
+    }
+}
