@@ -14,8 +14,7 @@ use std::{fmt, os::unix::ffi::OsStrExt, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 use slipway_api::{
-    MAX_AGEING_S, MAX_FDB_LIMIT, MAX_MAC_QUOTA, MAX_QUEUE_PAIRS, MAX_SOCKET_PATH_BYTES,
-    PortDefaults,
+    MAX_AGEING_S, MAX_MAC_QUOTA, MAX_QUEUE_PAIRS, MAX_SOCKET_PATH_BYTES, PortDefaults,
 };
 
 pub use file::{ConfigError, Place};
@@ -29,6 +28,8 @@ pub const MAX_BURST_FRAMES: u16 = crate::vring::BURST as u16;
 const MAX_CORE: usize = 1023;
 /// The most PMD threads.
 const MAX_PMDS: usize = 128;
+/// The most FDB entries: 20 bytes each.
+const MAX_FDB_ENTRIES: u32 = 1 << 20;
 /// The most ports; each needs some seven file descriptors.
 const MAX_PORTS: u32 = 65_536;
 /// The longest a PMD may spin without work, in microseconds: ten seconds.
@@ -310,7 +311,7 @@ impl PortsConfig {
 
 impl FdbConfig {
     fn check(&self) -> Result<(), BadValue> {
-        within("fdb.capacity", self.capacity, 16, MAX_FDB_LIMIT, "65536 is the default")?;
+        within("fdb.capacity", self.capacity, 16, MAX_FDB_ENTRIES, "65536 is the default")?;
         within("fdb.ageing_s", self.ageing_s, 1, MAX_AGEING_S, "300 is usual")?;
         let most = MAX_MAC_QUOTA.min(self.capacity);
         within("fdb.mac_quota", self.mac_quota, 1, most, "64 is the default")

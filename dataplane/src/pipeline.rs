@@ -390,8 +390,8 @@ pub fn check_offload(
 /// Whether the vport may use this source address.
 #[inline]
 pub fn anti_spoof(vport: &Vport, l2: &L2) -> Result<(), DropReason> {
-    if l2.src & GROUP_BIT != 0 {
-        // A group address can not be a source (IEEE 802.3, clause 3.2.3).
+    if l2.src & GROUP_BIT != 0 || l2.src == 0 {
+        // Neither a group nor nobody can be a source (IEEE 802.3, clause 3.2.3).
         return Err(DropReason::Malformed);
     }
     match vport.rules.mac {

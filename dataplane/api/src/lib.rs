@@ -43,7 +43,7 @@ pub use port::{
     PortList, PortMode, PortSpec, Ring, RingState,
 };
 pub use stats::{Drops, EgressStats, IngressStats, Pmd, PmdList, PmdRing, PortStats, Stats};
-pub use vni::{MAX_AGEING_S, MAX_FDB_LIMIT, MAX_VNI, UnknownUnicast, Vni, VniList, VniSpec};
+pub use vni::{MAX_AGEING_S, MAX_VNI, UnknownUnicast, Vni, VniList, VniSpec};
 
 /// Where slipwayd listens unless it is told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/slipway/slipwayd.sock";

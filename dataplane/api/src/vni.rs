@@ -9,8 +9,6 @@ use crate::ApiError;
 
 /// The largest network identifier: 24 bits on the wire (RFC 7348, section 5).
 pub const MAX_VNI: u32 = (1 << 24) - 1;
-/// The most FDB entries one segment may be given.
-pub const MAX_FDB_LIMIT: u32 = 1 << 20;
 /// The longest ageing time, in seconds (IEEE 802.1Q, table 8-6).
 pub const MAX_AGEING_S: u32 = 1_000_000;
 
@@ -47,11 +45,6 @@ pub struct VniSpec {
     /// What happens to frames for unknown addresses.
     #[serde(default)]
     pub unknown_unicast: UnknownUnicast,
-    /// The most FDB entries of the segment, static and learned; default: only the whole FDB's
-    /// capacity limits it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(nullable = false, minimum = 1, maximum = 1_048_576)]
-    pub fdb_limit: Option<u32>,
     /// How long a learned entry lives without traffic, in seconds; default from the configuration.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false, minimum = 1, maximum = 1_000_000)]
@@ -66,14 +59,6 @@ impl VniSpec {
     pub fn check(&self) -> Result<(), ApiError> {
         if let Some(vni) = self.vni.filter(|vni| *vni > MAX_VNI) {
             return Err(refused("vni", vni));
-        }
-        if let Some(limit) = self.fdb_limit.filter(|limit| !(1..=MAX_FDB_LIMIT).contains(limit)) {
-            return Err(ApiError::invalid(
-                "fdb_limit",
-                limit,
-                "A segment may hold 1 to 1048576 FDB entries",
-                "Leave it out for no limit of its own",
-            ));
         }
         if let Some(ageing) = self.ageing_s.filter(|s| !(1..=MAX_AGEING_S).contains(s)) {
             return Err(ApiError::invalid(
@@ -96,10 +81,6 @@ pub struct Vni {
     pub unknown_unicast: UnknownUnicast,
     /// What that policy comes to with the ports there are now: whether such frames are flooded.
     pub floods_unknown: bool,
-    /// The most FDB entries of the segment; absent when only the whole FDB's capacity limits it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(nullable = false)]
-    pub fdb_limit: Option<u32>,
     /// How long a learned entry lives without traffic, in seconds.
     pub ageing_s: u32,
     /// How many ports it has.
@@ -132,8 +113,6 @@ mod tests {
     fn every_value_out_of_range_is_refused_by_the_name_of_its_field() {
         let cases = [
             ("vni", VniSpec { vni: Some(1 << 24), ..VniSpec::default() }),
-            ("fdb_limit", VniSpec { fdb_limit: Some(0), ..VniSpec::default() }),
-            ("fdb_limit", VniSpec { fdb_limit: Some((1 << 20) + 1), ..VniSpec::default() }),
             ("ageing_s", VniSpec { ageing_s: Some(0), ..VniSpec::default() }),
             ("ageing_s", VniSpec { ageing_s: Some(1_000_001), ..VniSpec::default() }),
         ];

@@ -167,9 +167,6 @@ pub struct VniSetArgs {
     /// What happens to frames for addresses that are not in the FDB
     #[arg(long, value_enum, default_value_t = Unknown::Auto)]
     unknown_unicast: Unknown,
-    /// The most FDB entries of the segment [default: no limit of its own]
-    #[arg(long, value_name = "N")]
-    fdb_limit: Option<u32>,
     /// How long a learned entry lives without traffic [default: from slipwayd.toml]
     #[arg(long, value_name = "SECONDS")]
     ageing: Option<u32>,
@@ -184,7 +181,6 @@ impl From<VniSetArgs> for VniSpec {
                 Unknown::Drop => UnknownUnicast::Drop,
                 Unknown::Flood => UnknownUnicast::Flood,
             },
-            fdb_limit: args.fdb_limit,
             ageing_s: args.ageing,
         }
     }

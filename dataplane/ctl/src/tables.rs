@@ -105,11 +105,10 @@ pub fn vnis(list: &VniList) -> String {
             vni.ports.to_string(),
             if unknown == comes_to { unknown } else { format!("{unknown} ({comes_to})") },
             vni.fdb_entries.to_string(),
-            or_dash(vni.fdb_limit.as_ref()),
             format!("{} s", vni.ageing_s),
         ]
     });
-    let heads = [">VNI", ">PORTS", "UNKNOWN UNICAST", ">FDB", ">FDB LIMIT", ">AGEING"];
+    let heads = [">VNI", ">PORTS", "UNKNOWN UNICAST", ">FDB", ">AGEING"];
     table(&heads, rows, "There are no segments.")
 }
 

@@ -126,7 +126,7 @@ fn segments_are_set_listed_and_forgotten() {
     assert_eq!(rig.text("vni list"), "There are no segments.\n");
     rig.text("port add vm1 --vni 7");
     assert_eq!(
-        rig.text("vni set 9 --unknown-unicast drop --fdb-limit 100 --ageing 60"),
+        rig.text("vni set 9 --unknown-unicast drop --ageing 60"),
         "Set VNI 9: frames for unknown addresses are dropped\n"
     );
     assert_eq!(rig.text("vni list"), VNI_LIST);
@@ -135,9 +135,9 @@ fn segments_are_set_listed_and_forgotten() {
 }
 
 const VNI_LIST: &str = "\
-VNI  PORTS  UNKNOWN UNICAST  FDB  FDB LIMIT  AGEING
-  7      1  auto (flood)       0          -   300 s
-  9      0  drop               0        100    60 s
+VNI  PORTS  UNKNOWN UNICAST  FDB  AGEING
+  7      1  auto (flood)       0   300 s
+  9      0  drop               0    60 s
 ";
 
 #[test]

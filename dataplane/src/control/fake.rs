@@ -346,7 +346,6 @@ impl State {
                 UnknownUnicast::Drop => false,
                 UnknownUnicast::Flood => true,
             },
-            fdb_limit: spec.fdb_limit,
             ageing_s: spec.ageing_s.unwrap_or(AGEING_S),
             ports: self.ports.values().filter(|port| port.spec.vni == vni).count() as u32,
             fdb_entries: self.fdb.keys().filter(|(of, _)| *of == vni).count() as u32,

@@ -70,6 +70,7 @@ fn take_reports(shared: &Shared, at_most: usize) {
                 if vport.cell(vring).is_some_and(|cell| cell.with(is_broken)) {
                     tracing::warn!(port = %vport.name, vring, %fault, "vring broke and was stopped");
                     vport.link.broke(vring, fault);
+                    vport.count_receive_rings();
                 } // else the front end set it up anew already
             }
         }

@@ -287,7 +287,6 @@ impl Switch {
             vni,
             unknown_unicast: settings.unknown_unicast,
             floods_unknown: state.unknown_unicast(vni) == UnknownUnicast::Flood,
-            fdb_limit: None,
             ageing_s: self.ageing_s(entry),
             ports: state.members(vni).count() as u32,
             fdb_entries: entries as u32,

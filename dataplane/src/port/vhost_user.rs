@@ -29,7 +29,7 @@ use crate::vring::split::SplitRing;
 
 use super::cell::{LiveRing, Slot};
 use super::watch::Watch;
-use super::{RxQueue, Vport, is_receive, ring_tag};
+use super::{Vport, is_receive, ring_tag};
 
 /// Virtio features that every port offers. What is not here is not offered because the switch
 /// could not keep the promise.
@@ -126,14 +126,6 @@ impl VhostUserPort {
         Self { vport, pmds }
     }
 
-    /// Receive rings take frames from the first on, as long as they run and are enabled.
-    fn count_receive_rings(&self) {
-        let ready =
-            |rx: &&RxQueue| rx.cell.with(|slot| slot.live().is_some_and(|live| live.enabled));
-        let n = self.vport.rx.iter().take_while(ready).count();
-        self.vport.set_rx_enabled(n as u16);
-    }
-
     fn owner(&self, index: u16) -> u32 {
         self.vport.tx[usize::from(index / 2)].owner.load(Ordering::Relaxed)
     }
@@ -195,7 +187,7 @@ impl Device for VhostUserPort {
         link.regions = map.regions();
         drop(link);
         if is_receive(index) {
-            self.count_receive_rings();
+            self.vport.count_receive_rings();
         } else {
             self.visit(index);
         }
@@ -210,7 +202,7 @@ impl Device for VhostUserPort {
         };
         self.vport.link.lock().rings.remove(&index);
         if is_receive(index) {
-            self.count_receive_rings();
+            self.vport.count_receive_rings();
         } else {
             self.pmds.unassign(self.owner(index));
             // So that it lets go of the vport.
@@ -228,7 +220,7 @@ impl Device for VhostUserPort {
             ring.enabled = on;
         }
         if is_receive(index) {
-            self.count_receive_rings();
+            self.vport.count_receive_rings();
         } else if on {
             self.visit(index);
         }

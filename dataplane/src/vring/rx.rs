@@ -131,7 +131,7 @@ impl Fill<'_> {
         total: u32,
     ) -> Result<(), Refusal> {
         let mut buffers = ArrayVec::<(u16, u32), MAX_BUFFERS>::new();
-        let mut segments = ArrayVec::<GuestSlice<'_>, { MAX_SEGMENTS * 2 }>::new();
+        let mut segments = ArrayVec::<GuestSlice<'_>, { MAX_SEGMENTS * 16 }>::new();
         let mut room = 0u32;
         while room < total {
             let ahead = buffers.len() as u16;

@@ -127,7 +127,7 @@ fn every_operation_answers_as_documented_with_every_documented_status() {
     walk.ask("GET", "/v1/ports/b", None, 200);
     walk.ask("GET", "/v1/ports/none", None, 404);
 
-    let settings = VniSpec { fdb_limit: Some(10), ageing_s: Some(60), ..VniSpec::default() };
+    let settings = VniSpec { ageing_s: Some(60), ..VniSpec::default() };
     let settings = serde_json::to_value(settings).expect("serialises");
     walk.ask("PUT", "/v1/vnis/7", Some(&settings), 201);
     walk.ask("PUT", "/v1/vnis/7", Some(&json!({"vni": 7, "unknown_unicast": "flood"})), 200);
