@@ -46,6 +46,7 @@ fn spin(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Deadline::after(TIMEOUT);
     while !holds() {
         assert!(!deadline.passed(), "never came about: {what}");
+        std::thread::yield_now();
     }
 }
 
