@@ -10,6 +10,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 mod command;
+mod demo;
 
 mod deps;
 mod figures;
@@ -28,6 +29,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Shows two microVMs that talk through slipwayd, and what it cost
+    Demo(demo::Arguments),
     /// Installs the Debian packages that are missing, or prints how to
     Deps(deps::Arguments),
     /// Builds the guest image: a Debian kernel and our own init
@@ -59,6 +62,7 @@ pub fn main() -> ExitCode {
 
 fn run(arguments: Arguments) -> Result<()> {
     match arguments.command {
+        Command::Demo(arguments) => demo::main(&arguments),
         Command::Deps(arguments) => deps::main(&arguments),
         Command::Guest(arguments) => guest::main(&arguments),
         Command::Test(arguments) => test::main(&arguments),

@@ -1,7 +1,12 @@
-//! Where things are: the workspace and cargo's target directory.
+//! Where things are: the workspace, cargo's target directory and the programs in it.
 
 use std::env;
 use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Result, ensure};
+
+use crate::command::{self, Ending};
 
 /// The root of the workspace.
 pub fn root() -> &'static Path {
@@ -23,4 +28,21 @@ pub fn target() -> PathBuf {
 /// The cargo that runs us.
 pub fn cargo() -> PathBuf {
     env::var_os("CARGO").map_or_else(|| "cargo".into(), PathBuf::from)
+}
+
+/// Builds slipwayd as it is meant to run, in release, and returns where it is. Blocks.
+///
+/// # Errors
+/// It does not compile; cargo has said why.
+pub fn build_slipwayd() -> Result<PathBuf> {
+    let target = target();
+    let mut build = Command::new(cargo());
+    build
+        .args(["build", "--locked", "--release", "--package", "dataplane", "--bin", "slipwayd"])
+        .arg("--target-dir")
+        .arg(&target)
+        .current_dir(root());
+    let status = command::status(&mut build, Ending::Firm)?;
+    ensure!(status.success(), "slipwayd does not compile");
+    Ok(target.join("release/slipwayd"))
 }

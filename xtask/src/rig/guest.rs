@@ -65,6 +65,8 @@ pub struct GuestPlan {
     pub accel: Accel,
     /// Virtual CPUs.
     pub vcpus: u16,
+    /// See [`VmSpec::memory_max`].
+    pub memory_max: Option<Mib>,
     /// Of its NIC and its port.
     pub queue_pairs: u16,
     /// See [`NicSpec::receives_segments`].
@@ -83,6 +85,7 @@ impl GuestPlan {
             number,
             accel,
             vcpus: 1,
+            memory_max: None,
             queue_pairs: 1,
             receives_segments: true,
             wrapper: Vec::new(),
@@ -114,6 +117,7 @@ impl GuestPlan {
         spec.accel = self.accel;
         spec.vcpus = self.vcpus;
         spec.memory = Mib::new(128 * u32::from(self.vcpus));
+        spec.memory_max = self.memory_max;
         spec.kernel = Some(image.kernel.clone());
         spec.initrd = Some(image.initrd.clone());
         let own = command_line(self.accel == Accel::Tcg);
@@ -201,6 +205,17 @@ impl Guest {
         let dst = peer.plan.address();
         // Emulated guests on a busy machine may be late, but are not lost.
         let ping = Ping { dst, count, interval_ms: 10, size_bytes: 56, timeout_ms: 10_000 };
+        Ok(self.agent.ping(ping).await?)
+    }
+
+    /// Sends one echo to `peer` and waits for the answer for `limit` at most.
+    ///
+    /// # Errors
+    /// The agent does not answer. A lost echo is none.
+    pub async fn ping_within(&self, peer: &Self, limit: Duration) -> Result<PingReport> {
+        let timeout_ms = u32::try_from(limit.as_millis()).unwrap_or(u32::MAX);
+        let dst = peer.plan.address();
+        let ping = Ping { dst, count: 1, interval_ms: 0, size_bytes: 56, timeout_ms };
         Ok(self.agent.ping(ping).await?)
     }
 

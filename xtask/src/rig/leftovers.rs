@@ -5,8 +5,15 @@
 //! named network namespaces carry no such mark; those that were not there before count.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::path::Path;
+use std::time::Duration;
+use std::{fmt, fs};
+
+use tokio::time::{sleep, timeout};
+
+/// How long processes may take to end after those they belong to.
+const LIMIT: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// Names of the network devices that we see and of the machine's named network namespaces.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -55,9 +62,41 @@ impl Leftovers {
         }
     }
 
+    /// Returns when no process of the run in `folder` is left, or after a few seconds: what is there
+    /// then is found by [`Leftovers::of`]. It looks now and then, as these need not be children of
+    /// ours, and nobody tells us of their end.
+    pub async fn wait_for_processes(folder: &Path) {
+        let ended = async {
+            while !processes(folder).is_empty() {
+                sleep(PAUSE).await;
+            }
+        };
+        // Whether it was in time is for the caller to see.
+        let _ = timeout(LIMIT, ended).await;
+    }
+
     /// Whether there is nothing.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
+    }
+}
+
+impl fmt::Display for Leftovers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { processes, sockets, files, devices, namespaces } = self;
+        let kinds = [
+            ("processes", processes),
+            ("sockets", sockets),
+            ("files", files),
+            ("network devices", devices),
+            ("network namespaces", namespaces),
+        ];
+        let (some, none): (Vec<_>, Vec<_>) = kinds.iter().partition(|(_, names)| !names.is_empty());
+        for (kind, names) in some {
+            writeln!(f, "{kind}: {}", names.join(", "))?;
+        }
+        let none: Vec<_> = none.iter().map(|(kind, _)| *kind).collect();
+        write!(f, "no {}", none.join(", "))
     }
 }
 

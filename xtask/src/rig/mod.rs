@@ -18,4 +18,4 @@ mod slipwayd;
 
 pub use guest::{Guest, GuestPlan, Image, VNI};
 pub use leftovers::{Leftovers, NetworkSnapshot};
-pub use slipwayd::Slipwayd;
+pub use slipwayd::{Slipwayd, last_core, program};

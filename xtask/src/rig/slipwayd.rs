@@ -1,9 +1,12 @@
 //! One slipwayd process with a run directory of its own.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use nix::sched::{CpuSet, sched_getaffinity};
+use nix::unistd::Pid;
 use slipway_api::client::Client;
 use slipway_api::{Mac, PortMode, PortSpec};
 use tokio::time::timeout;
@@ -11,11 +14,41 @@ use vmm_glue::process::{Child, Launch};
 use vmm_glue::{ConsoleClosed, ExitCause};
 
 use super::GuestPlan;
+use crate::workspace;
 
 /// What slipwayd logs once its API and its threads are there.
 const READY: &str = "slipwayd is ready";
 /// How long a start or an end may take on a busy machine.
 const LIMIT: Duration = Duration::from_secs(30);
+
+/// The last of the cores that this process may run on: the first ones have more to do with
+/// interrupts and everybody else's work.
+///
+/// # Errors
+/// The kernel does not tell.
+pub fn last_core() -> Result<usize> {
+    let allowed = sched_getaffinity(Pid::from_raw(0)).context("Failed to ask for our cores")?;
+    let is_allowed = |core: &usize| allowed.is_set(*core).unwrap_or(false);
+    (0..CpuSet::count()).rev().find(is_allowed).context("We may run on no core")
+}
+
+/// The slipwayd to test: the one that `SLIPWAYD` names, or the release build of this tree, made if
+/// need be. Blocks meanwhile.
+///
+/// # Errors
+/// It does not compile.
+pub fn program() -> Result<PathBuf> {
+    static BUILT: Mutex<Option<PathBuf>> = Mutex::new(None);
+    if let Some(program) = std::env::var_os("SLIPWAYD") {
+        return Ok(program.into());
+    }
+    // Whoever comes second waits here, not for cargo's lock. A build that panicked left no path.
+    let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
+    if built.is_none() {
+        *built = Some(workspace::build_slipwayd()?);
+    }
+    built.clone().context("There is no slipwayd")
+}
 
 /// A running switch. Dropping it kills the process.
 #[derive(Debug)]
