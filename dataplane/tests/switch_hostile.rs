@@ -172,6 +172,8 @@ fn each_way_to_break_a_ring_breaks_that_port_alone_and_until_its_guest_reboots()
         assert_broken(&rig, &hostile.port, attack.ring, text_of(attack.fault));
         eventually("the error descriptor is signalled", || err.read().is_ok());
         assert_eq!(rig.switch.health().ports_broken, 1);
+        let counted = rig.stats(&hostile.port).ring_faults;
+        assert_eq!(counted, [(attack.fault.to_owned(), 1)].into());
 
         // Frames for it go nowhere, and are counted; so are those of the honest.
         let before = rig.dropped(&prober.port, "link_down");

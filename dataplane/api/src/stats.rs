@@ -55,6 +55,9 @@ pub struct PortStats {
     pub egress: EgressStats,
     /// Frames received whose fate is not settled yet.
     pub in_hand_frames: u64,
+    /// How often vrings of the port were stopped for a violation, by its name in snake case
+    /// (`avail_jump`).
+    pub ring_faults: BTreeMap<String, u64>,
 }
 
 /// The counters of every port, by name.

@@ -155,7 +155,24 @@ pub fn stats(stats: &Stats) -> String {
         ">DELIVERED",
         ">OUT DROPS",
     ];
-    table(&heads, rows, "There are no ports.") + &drops(&stats.ports)
+    let faults = ring_faults(&stats.ports);
+    table(&heads, rows, "There are no ports.") + &drops(&stats.ports) + &faults
+}
+
+/// Vrings that were stopped for a violation, where there are any.
+fn ring_faults(ports: &[PortStats]) -> String {
+    let of_port = |port: &PortStats| {
+        let name = port.port.clone();
+        let row = move |(fault, count): (&String, &u64)| {
+            vec![name.clone(), fault.clone(), count.to_string()]
+        };
+        port.ring_faults.iter().map(row).collect::<Vec<_>>()
+    };
+    let rows: Vec<_> = ports.iter().flat_map(of_port).collect();
+    if rows.is_empty() {
+        return String::new();
+    }
+    format!("\n{}", table(&["PORT", "RING FAULT", ">TIMES"], rows, ""))
 }
 
 /// Drops by reason, where there are any.

@@ -179,6 +179,9 @@ PORT  DROPPED     REASON     FRAMES
 vm1   from guest  no_route        7
 vm1   from guest  spoofed         2
 vm1   to guest    ring_full       5
+
+PORT  RING FAULT  TIMES
+vm1   avail_jump      1
 ";
 
 const PMD_STATS: &str = "\

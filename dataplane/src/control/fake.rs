@@ -263,6 +263,7 @@ impl Control for FakeSwitch {
                 drops: BTreeMap::from([("ring_full".into(), 5)]),
             },
             in_hand_frames: 1,
+            ring_faults: BTreeMap::from([("avail_jump".into(), 1)]),
         };
         Stats { ports: state.ports.values().map(of_port).collect() }
     }

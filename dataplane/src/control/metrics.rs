@@ -177,6 +177,11 @@ impl Snapshot {
             })
         });
         writer.counters("vport_drops", "Frames dropped, by reason", drops)?;
+        let faults = self.ports.iter().flat_map(|port| {
+            let labels = |fault: &str| [vport(port), vec![("fault", fault.to_owned())]].concat();
+            port.ring_faults.iter().map(move |(fault, count)| (labels(fault), *count))
+        });
+        writer.counters("vport_ring_faults", "Vrings stopped for a violation, by fault", faults)?;
         let in_hand = self.ports.iter().map(|port| (vport(port), port.in_hand_frames));
         writer.gauges("vport_in_hand_frames", "Frames whose fate is not settled", in_hand)?;
         let links = self

@@ -70,6 +70,8 @@ fn ring(index: u16, info: Option<&RingInfo>) -> Ring {
 /// The counters of a port: the sums over its queue pairs.
 pub fn stats(spec: &AppliedPortSpec, vport: &Vport) -> PortStats {
     let mut stats = PortStats { port: spec.name.clone(), vni: spec.vni, ..PortStats::default() };
+    let faults = vport.link.info().faults;
+    stats.ring_faults = faults.into_iter().map(|(name, n)| (name.to_owned(), n)).collect();
     for tx in &vport.tx {
         let (from, into) = (&tx.counters, &mut stats.ingress);
         let IngressStats { received_frames, received_bytes, forwarded_frames, drops } = into;

@@ -92,13 +92,10 @@ impl Vport {
         Some(if is_receive(index) { &self.rx.get(queue)?.cell } else { &self.tx.get(queue)?.cell })
     }
 
-    /// For the control thread: counts the receive rings that take frames, from the first on as long
-    /// as they run and are enabled.
+    /// For the control thread, after a change of the link: counts the receive rings that take
+    /// frames. Enters no ring, so no frame is lost for it.
     pub fn count_receive_rings(&self) {
-        let ready =
-            |rx: &&RxQueue| rx.cell.with(|slot| slot.live().is_some_and(|live| live.enabled));
-        let n = self.rx.iter().take_while(ready).count();
-        self.set_rx_enabled(n as u16);
+        self.set_rx_enabled(self.link.info().ready_receive_rings());
     }
 
     /// Says how many receive rings, from the first on, take frames.

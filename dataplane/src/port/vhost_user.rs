@@ -66,9 +66,20 @@ pub struct LinkInfo {
     pub regions: Vec<(u64, u64)>,
     /// Rings that run or broke, by index.
     pub rings: BTreeMap<u16, RingInfo>,
+    /// How often rings of the port broke so far, by [`RingFault::name`].
+    pub faults: BTreeMap<&'static str, u64>,
 }
 
 impl LinkInfo {
+    /// Receive rings that take frames: from the first on, as long as they run and are enabled.
+    pub fn ready_receive_rings(&self) -> u16 {
+        let is_ready = |&queue: &u16| {
+            let ring = self.rings.get(&(2 * queue));
+            ring.is_some_and(|ring| ring.enabled && ring.fault.is_none())
+        };
+        (0..u16::MAX / 2).take_while(is_ready).count() as u16
+    }
+
     /// Why the link is broken, if a ring of it is: the first by index.
     pub fn broken_ring(&self) -> Option<String> {
         let mut faults = self.rings.iter().filter_map(|(vring, ring)| Some((vring, ring.fault?)));
@@ -105,6 +116,7 @@ impl Link {
         if let Some(err) = &ring.err {
             err.signal();
         }
+        *info.faults.entry(fault.name()).or_default() += 1;
     }
 
     fn lock(&self) -> MutexGuard<'_, LinkInfo> {
