@@ -1,4 +1,32 @@
-//! The switch.
+//! The slipway switch: vhost-user ports, served by pinned polling threads.
+//!
+//! # A packet's life
+//! ```text
+//!  guest A TX vring
+//!    | vring::tx     take a burst: walk, bound, translate; copy each frame's head once   frame
+//!    | pipeline      judge the copy: offload, anti-spoof, learn, where to                flow, offload, fdb
+//!    | pipeline      group by egress vring; each is entered once per burst               port::cell
+//!    | vring::rx     header and head from the copy, payload guest to guest               software
+//!    v               publish the used index once; notify if asked
+//!  guest B RX vring        ... then A's chains go back, published once
+//! ```
+//!
+//! # Threads
+//! ```text
+//!  slipway-pmdN   one per configured core, pinned: polls TX vrings, runs bursts to completion    pmd
+//!  slipway-vhost  one: sockets of all ports, set-up of rings, learning, ageing                   vhost
+//!  slipway-api    one: HTTP and JSON on a UNIX socket                                            control
+//! ```
+//! The number of threads does not depend on the number of ports. PMD threads read published tables
+//! ([`tables`]) and the FDB ([`fdb`]) without a lock; a vring changes hands through its cell
+//! ([`port::cell`]), which a PMD enters once per burst.
+//!
+//! # Modules
+//! [`wire`], [`flow`], [`offload`] and [`fdb`] know neither threads nor file descriptors.
+//! [`vhost::mem`] is the only way to a guest's bytes, and with [`vhost::sigbus`] and the receipt of file
+//! descriptors the only place for `unsafe`. Only [`clock`] reads time. [`stats`] says what is counted,
+//! and by which law. [`control`] turns desired state into published state; [`daemon`] is all of it,
+//! running by a [`config`].
 
 pub mod clock;
 pub mod config;
