@@ -3,15 +3,15 @@
 mod vhost_support;
 
 use std::fs::File;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 
 use dataplane::testing::raw::{Answer, NEED_REPLY, RawMessage, VERSION};
 use dataplane::testing::{Guest, GuestConfig, GuestListener, GuestMemory, features, memory};
 use dataplane::vhost::device::LinkEvent;
 use dataplane::vhost::socket::{SocketMode, VhostConfig, VhostThread};
-use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::FrontendReq;
+use vhost::{VhostBackend, VhostUserMemoryRegionInfo};
 use vhost_support::*;
 
 fn guest(rig: &Rig, config: GuestConfig) -> Guest {
@@ -169,7 +169,8 @@ fn memory_that_cannot_be_mapped_is_refused_and_the_rings_run_on() {
     rig.book.take();
     let mut info = dataplane::testing::frontend::info(&guest.memory().regions()[0]);
     let session = guest.session().unwrap();
-    assert!(session.add_mem_region(&info).is_err(), "it overlaps itself");
+    info.userspace_addr += 4096;
+    assert!(session.add_mem_region(&info).is_err(), "it overlaps what is there");
     info.guest_phys_addr = 1 << 40;
     info.memory_size += 4096;
     assert!(session.set_mem_table(&[info]).is_err(), "it goes beyond its file");
@@ -181,6 +182,30 @@ fn memory_that_cannot_be_mapped_is_refused_and_the_rings_run_on() {
     assert_eq!(status.messages_refused, 3);
     assert!(status.last_refusal.unwrap().contains("No memory region"));
     assert!(status.connected);
+}
+
+#[test]
+fn memory_told_once_for_each_queue_pair_is_taken_once() {
+    let rig = Rig::with(VhostConfig::default(), 2);
+    let mut guest = guest(&rig, GuestConfig::default().queue_pairs(2));
+    let info = dataplane::testing::frontend::info(&guest.memory().regions()[0]);
+    rig.book.take();
+    let session = guest.session().unwrap();
+    session.add_mem_region(&info).unwrap();
+    assert_eq!(rig.book.take(), [], "no ring was disturbed");
+    let spec = memory::RegionSpec { gpa: 0, len: info.memory_size as usize };
+    let other = GuestMemory::new(&[spec], memory::Backing::default()).unwrap();
+    let file = other.regions()[0].file().as_raw_fd();
+    let impostor = VhostUserMemoryRegionInfo { mmap_handle: file, ..info };
+    assert!(session.add_mem_region(&impostor).is_err(), "the same addresses, but another file");
+    session.remove_mem_region(&info).unwrap();
+    assert!(rig.book.running().is_empty());
+    session.remove_mem_region(&info).unwrap();
+    session.add_mem_region(&info).unwrap();
+    session.add_mem_region(&info).unwrap();
+    assert_eq!(rig.book.running(), [0, 1, 2, 3]);
+    assert_eq!(rig.thread.port_status(0).unwrap().messages_refused, 1);
+    rig.book.assert_clean();
 }
 
 #[test]

@@ -251,10 +251,8 @@ impl Handler {
                 self.protocol = subset(chosen, PROTOCOL_FEATURES)?;
             }
             Request::SetMemTable(table) => self.set_map(GuestMap::map(table)?),
-            Request::AddMemReg(region, file) => self.set_map(self.map.with_added(region, file)?),
-            Request::RemMemReg(RegionSpec { gpa, size, vmm_addr, .. }) => {
-                self.set_map(self.map.with_removed(gpa, vmm_addr, size)?);
-            }
+            Request::AddMemReg(region, file) => self.add_region(region, file)?,
+            Request::RemMemReg(region) => self.remove_region(region)?,
             Request::SetVringNum { index, num } => {
                 let index = self.check(index)?;
                 self.ring(index).set_num(num)?;
@@ -404,6 +402,26 @@ impl Handler {
         self.pause_all();
         self.map = Arc::new(map);
         self.start_all();
+    }
+
+    /// QEMU before 8.0 tells each change of memory once for every queue pair. A region that is there
+    /// already, the same bytes of the same file, is such a repetition and disturbs no ring.
+    fn add_region(&mut self, region: RegionSpec, file: File) -> Result<(), Refused> {
+        if !self.map.holds(region, &file) {
+            self.set_map(self.map.with_added(region, file)?);
+        }
+        Ok(())
+    }
+
+    /// As for [`Self::add_region`]: with several queue pairs a region that is not there may be one
+    /// that the pair before has taken away.
+    fn remove_region(&mut self, region: RegionSpec) -> Result<(), Refused> {
+        match self.map.with_removed(region) {
+            Ok(map) => self.set_map(map),
+            Err(MemError::Unknown { .. }) if self.rings.len() > 2 => {}
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
     }
 
     fn set_enabled(&mut self, index: u16, on: bool) {

@@ -26,7 +26,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 
-use nix::sys::stat::fstat;
+use nix::sys::stat::{FileStat, fstat};
 use nix::sys::statfs::{HUGETLBFS_MAGIC, TMPFS_MAGIC, fstatfs};
 use vm_memory::{FileOffset, MmapRegion};
 
@@ -131,10 +131,21 @@ pub enum MemError {
     },
 }
 
+/// Which file a descriptor refers to (inode(7)): device and inode number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct FileId(u64, u64);
+
+impl FileId {
+    fn of(stat: &FileStat) -> Self {
+        Self(stat.st_dev, stat.st_ino)
+    }
+}
+
 /// One mapped region; unmapped when the last map that holds it goes.
 #[derive(Debug)]
 struct Region {
     spec: RegionSpec,
+    file: FileId,
     /// First byte of the region (not of the mapping, which may start earlier: see [`Region::map`]).
     host: NonNull<u8>,
     guard: sigbus::Guard,
@@ -168,6 +179,7 @@ impl Region {
             return Err(MemError::NotMemory { gpa, kind: kind.0 });
         }
         let stat = fstat(file.as_fd()).map_err(|errno| failed("fstat", errno))?;
+        let id = FileId::of(&stat);
         let file_len = u64::try_from(stat.st_size).unwrap_or(0);
         let end = file_offset + size;
         if end > file_len {
@@ -191,7 +203,7 @@ impl Region {
             NonNull::new(host).ok_or(MemError::Map { gpa, reason: "mapped at zero".into() })?;
         let guard =
             sigbus::Guard::new(mapping.as_ptr() as usize, mapped_len).ok_or(MemError::NoGuard)?;
-        Ok(Self { spec, host, guard, _mapping: mapping })
+        Ok(Self { spec, file: id, host, guard, _mapping: mapping })
     }
 }
 
@@ -226,6 +238,15 @@ impl GuestMap {
         Ok(Self::of(regions))
     }
 
+    /// Whether this very region of this very file is in the map.
+    pub fn holds(&self, spec: RegionSpec, file: &File) -> bool {
+        // A descriptor that cannot be looked at is judged, and named, when it is mapped.
+        let is_same = |r: &Arc<Region>| {
+            r.spec == spec && fstat(file.as_fd()).is_ok_and(|stat| FileId::of(&stat) == r.file)
+        };
+        self.regions.iter().any(is_same)
+    }
+
     /// This map and one region more (ADD_MEM_REG); the regions in it stay where they are.
     pub fn with_added(&self, spec: RegionSpec, file: File) -> Result<Self, MemError> {
         Self::check_room(&self.regions, spec)?;
@@ -234,8 +255,10 @@ impl GuestMap {
         Ok(Self::of(regions))
     }
 
-    /// This map without one region (REM_MEM_REG), found by guest address, VMM address and size.
-    pub fn with_removed(&self, gpa: u64, vmm_addr: u64, size: u64) -> Result<Self, MemError> {
+    /// This map without one region (REM_MEM_REG), found by guest address, VMM address and size; its
+    /// place in a file does not matter.
+    pub fn with_removed(&self, spec: RegionSpec) -> Result<Self, MemError> {
+        let RegionSpec { gpa, size, vmm_addr, .. } = spec;
         let wanted = |r: &Arc<Region>| {
             r.spec.gpa == gpa && r.spec.vmm_addr == vmm_addr && r.spec.size == size
         };
@@ -641,9 +664,19 @@ mod tests {
         two.slice(0, 4, &mut 0).unwrap().read(&mut back);
         assert_eq!(&back, b"kept");
         assert!(two.slice(0x8000, 1, &mut 0).is_some());
-        let again = two.with_removed(0x8000, 0x7000_0000_8000, 0x1000).unwrap();
+        let again = two.with_removed(spec(0x8000, 0x1000, 7)).unwrap();
         assert!(again.slice(0x8000, 1, &mut 0).is_none());
-        assert!(matches!(again.with_removed(0x8000, 0, 1), Err(MemError::Unknown { .. })));
+        let unknown = again.with_removed(spec(0x8000, 1, 0));
+        assert!(matches!(unknown, Err(MemError::Unknown { .. })));
+    }
+
+    #[test]
+    fn a_map_knows_a_region_by_its_addresses_and_its_file() {
+        let (one, other) = (file(0x2000), file(0x2000));
+        let map = GuestMap::map(vec![(spec(0, 0x1000, 0), one.try_clone().unwrap())]).unwrap();
+        assert!(map.holds(spec(0, 0x1000, 0), &one));
+        assert!(!map.holds(spec(0, 0x1000, 0), &other));
+        assert!(!map.holds(spec(0, 0x1000, 0x1000), &one));
     }
 
     #[test]
