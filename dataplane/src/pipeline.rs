@@ -128,9 +128,9 @@ impl Worker {
         self.forward(burst, &batch);
         self.account(burst, &batch);
 
-        live.ring.complete(&batch);
+        let given_back = live.ring.complete(&batch);
         burst.counters.in_hand.set(0);
-        taken.map(|()| n as u32)
+        taken.and(given_back).map(|()| n as u32)
     }
 
     /// Step 2: what becomes of each frame.
@@ -282,10 +282,11 @@ impl Worker {
                 }
             }
         }
-        fill.finish();
+        // What was written is published all the same.
+        let told = fill.finish();
         counters.delivered_frames.add(delivered);
         counters.delivered_bytes.add(bytes);
-        (tried, fault)
+        (tried, fault.or(told.err()))
     }
 
     /// Writes one frame, as the receiver can take it.

@@ -17,7 +17,7 @@ use dataplane::vhost::mem::GuestSlice;
 use dataplane::vring::chain::Direction;
 use dataplane::vring::rx::Refusal;
 use dataplane::vring::split::SplitRing;
-use dataplane::vring::{BURST, MAX_FRAME_BYTES, MAX_SEGMENTS, VNET_HDR};
+use dataplane::vring::{BURST, MAX_FRAME_BYTES, MAX_SEGMENTS, MAX_SPREAD, VNET_HDR};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use virtio_queue::desc::split::Descriptor;
@@ -124,7 +124,7 @@ impl Devices {
             heads.push(chain.head_index());
             compare_frame(&batch, frame, scratch, &chain.collect::<Vec<_>>(), theirs);
         }
-        self.ring.complete(&batch);
+        self.ring.complete(&batch).unwrap();
         for &head in &heads {
             self.queue.add_used(theirs, head, 0).unwrap();
         }
@@ -147,7 +147,7 @@ impl Devices {
             assert_eq!(pushed, right.map_err(Refusal::Drop), "{} bytes", spec.len);
             delivered += usize::from(pushed.is_ok());
         }
-        fill.finish();
+        fill.finish().unwrap();
         self.compare_notification(delivered > 0);
         self.twins.assert_equal();
     }
@@ -225,7 +225,10 @@ fn reference_write(
         let descriptors: usize = chains.iter().map(|(_, c): &(u16, Vec<Descriptor>)| c.len()).sum();
         if room >= bytes.len() {
             break None;
-        } else if !chains.is_empty() && !mergeable || chains.len() == 64 || descriptors > 64 {
+        } else if !chains.is_empty() && !mergeable
+            || chains.len() == 64
+            || descriptors > MAX_SPREAD - MAX_SEGMENTS
+        {
             break Some(DropReason::BufferTooSmall);
         }
         let Some(chain) = queue.pop_descriptor_chain(memory) else {

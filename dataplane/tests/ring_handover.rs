@@ -50,7 +50,7 @@ fn work(cell: &RingCell, turns: &Turns, stop: &AtomicBool) {
         {
             let mut batch = Batch::new();
             live.ring.pop(&live.map, &mut batch, &mut scratch, 4).expect("a sound ring");
-            live.ring.complete(&batch);
+            live.ring.complete(&batch).unwrap();
             live.ring.arm().expect("a sound ring");
             live.ring.disarm();
             turns.at_work.fetch_add(1, Ordering::SeqCst);

@@ -13,6 +13,8 @@ use dataplane::testing::frames::Mac;
 use dataplane::testing::memory::Backing;
 use dataplane::testing::raw::{Answer, NEED_REPLY, RawMessage, VERSION};
 use dataplane::testing::{Desc, Guest, GuestConfig, Vring, features};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::eventfd::EfdFlags;
 use rig::{Honest, QUOTA, Rig, Station, TIMEOUT, eventually, mac};
 use slipway_api::{LinkState, RingState};
 use vhost::VhostBackend;
@@ -137,6 +139,7 @@ fn text_of(fault: &str) -> &'static str {
         "indirect_not_negotiated" => "did not negotiate",
         "wrong_direction" => "buffer in the",
         "empty_buffer" => "an empty receive buffer",
+        "call_blocked" => "call descriptor blocks",
         "memory_lost" => "memory went away",
         other => panic!("no such fault: {other}"),
     }
@@ -322,6 +325,34 @@ fn a_call_that_is_no_eventfd_is_refused_and_one_that_is_full_holds_nobody_up() {
         });
         hostile.expect(sent);
     }
+    honest.finish();
+    rig.assert_conserved_unicast();
+}
+
+#[test]
+fn a_call_descriptor_that_was_made_to_block_breaks_its_ring_and_frees_the_pmd() {
+    let rig = Rig::start();
+    let honest = Honest::start(&rig, 1);
+    let mut prober = rig.station(1, 1, plain());
+    let (mut hostile, mut raw) = rig.station_and_session(2, 1, plain().interrupts(true));
+    prober.talk(&mut hostile);
+    // Full, and made to block once the switch has it: the flag belongs to the open file, which both
+    // sides share.
+    let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
+    let call = nix::sys::eventfd::EventFd::from_flags(flags).unwrap();
+    call.write(u64::MAX - 1).unwrap();
+    let message = RawMessage::new(FrontendReq::SET_VRING_CALL).flags(VERSION | NEED_REPLY);
+    raw.send(&message.u64(RX.into()), &[call.as_fd()]).unwrap();
+    let Answer::Message(answer) = raw.recv(TIMEOUT).unwrap() else { panic!("closed") };
+    assert_eq!(answer.as_u64(), Some(0), "taken");
+    fcntl(&call, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
+
+    prober.send(hostile.mac);
+    assert_broken(&rig, &hostile.port, RX, text_of("call_blocked"));
+    let counted = rig.stats(&hostile.port).ring_faults;
+    assert_eq!(counted, [("call_blocked".to_owned(), 1)].into());
+    prober.drain();
+    honest.goes_on();
     honest.finish();
     rig.assert_conserved_unicast();
 }

@@ -41,6 +41,7 @@ const STEPS: &[Step] = &[
         name: "unit, property and integration tests",
         command: &[
             "test",
+            "--no-fail-fast",
             "--workspace",
             "--exclude",
             "vmm-glue",
@@ -54,7 +55,17 @@ const STEPS: &[Step] = &[
     },
     Step {
         name: "privileged: VMMs and real guests",
-        command: &["test", "-p", "vmm-glue", "-p", "xtask", "--lib", "--bins", "--tests"],
+        command: &[
+            "test",
+            "--no-fail-fast",
+            "-p",
+            "vmm-glue",
+            "-p",
+            "xtask",
+            "--lib",
+            "--bins",
+            "--tests",
+        ],
         privileged: true,
     },
     Step { name: "doc tests", command: &["test", "--workspace", "--doc"], privileged: false },

@@ -31,6 +31,7 @@ use crate::port::{PortId, Vport};
 use crate::stats::PmdCounters;
 use crate::tables::Published;
 use crate::vhost::socket::Waker;
+use crate::vhost::unblock;
 use crate::vring::RingFault;
 
 use assign::Plan;
@@ -201,6 +202,9 @@ impl Pmd {
             std::thread::Builder::new().name(format!("slipway-pmd{index}")).spawn(move || {
                 if !core_affinity::set_for_current(core_id) {
                     tracing::warn!(core, "PMD thread could not be pinned");
+                }
+                if let Err(error) = unblock::watch_this_thread() {
+                    tracing::warn!(%error, "PMD thread is not watched: a VMM may block it");
                 }
                 looper.run();
             })?;

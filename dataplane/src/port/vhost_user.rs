@@ -114,7 +114,8 @@ impl Link {
         let Some(ring) = info.rings.get_mut(&vring) else { return };
         ring.fault = Some(fault);
         if let Some(err) = &ring.err {
-            err.signal();
+            // One that blocks is the front end's own loss.
+            let _ = err.signal_foreign();
         }
         *info.faults.entry(fault.name()).or_default() += 1;
     }

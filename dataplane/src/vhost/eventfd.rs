@@ -6,13 +6,15 @@
 //! are non-blocking: a counter that is full stays full, which still wakes its reader.
 //!
 //! The flag O_NONBLOCK belongs to the open file, which the front end shares and may change at any
-//! time. A VMM that clears it and fills the counter could so hold up a writer; the kernel offers no
-//! non-blocking write to an eventfd of somebody else. [`EventFd::drain`] has the same weakness, so
-//! a PMD watches foreign eventfds edge-triggered and never reads them.
+//! time. A VMM that clears it and fills the counter so holds up a writer, until [`super::unblock`]
+//! interrupts it. [`EventFd::drain`] has the same weakness, so a PMD watches foreign eventfds
+//! edge-triggered and never reads them.
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+
+use super::unblock;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl, readlink};
@@ -25,6 +27,10 @@ pub struct NotAnEventFd {
     /// What it is, as /proc/self/fd names it, or why that is unknown.
     pub found: String,
 }
+
+/// A peer made its eventfd block and filled it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Blocked;
 
 /// An eventfd. Clones are counted references to the same descriptor, which the last one closes.
 #[derive(Debug, Clone)]
@@ -58,6 +64,18 @@ impl EventFd {
     pub fn signal(&self) {
         // An eventfd refuses 1 only when it is full.
         let _ = nix::unistd::write(&*self.0, &1u64.to_ne_bytes());
+    }
+
+    /// As [`Self::signal`], for an eventfd that a peer passed and may have made to block.
+    ///
+    /// # Errors
+    /// [`Blocked`]: it did block, and must not be signalled again.
+    #[inline]
+    pub fn signal_foreign(&self) -> Result<(), Blocked> {
+        match unblock::guarded(|| nix::unistd::write(&*self.0, &1u64.to_ne_bytes())) {
+            Err(Errno::EINTR) => Err(Blocked),
+            _ => Ok(()),
+        }
     }
 
     /// Sets the counter to 0; returns whether it was more.

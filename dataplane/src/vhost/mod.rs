@@ -40,6 +40,7 @@ pub mod sigbus;
 pub mod socket;
 pub mod stream;
 mod timers;
+pub mod unblock;
 mod watch;
 
 /// An error and its causes in one line.

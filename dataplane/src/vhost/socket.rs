@@ -43,6 +43,7 @@ use super::eventfd::EventFd;
 pub use super::listener::PortSocketError;
 use super::listener::{Listener, address};
 use super::port::{Dial, PortSocket};
+use super::unblock;
 
 /// What the control thread is told at its start.
 #[derive(Debug, Clone)]
@@ -167,10 +168,12 @@ impl VhostThread {
         let (ready, is_ready) = bounded(1);
         let join = std::thread::Builder::new().name("slipway-vhost".into()).spawn(move || {
             let pin = || if pinned { sched_setaffinity(Pid::from_raw(0), &cores) } else { Ok(()) };
-            let outcome = pin();
+            let outcome =
+                pin().map_err(io::Error::from).and_then(|()| unblock::watch_this_thread());
+            let may_run = outcome.is_ok();
             // The spawner waits for this.
             let _ = ready.send(outcome);
-            if outcome.is_ok() {
+            if may_run {
                 event_loop.run();
             }
         })?;

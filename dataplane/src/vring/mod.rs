@@ -28,6 +28,9 @@ pub const VNET_HDR: usize = 12;
 /// Buffers one chain may have, empty ones included. Linux drivers use at most 19 (MAX_SKB_FRAGS + 2).
 pub const MAX_SEGMENTS: usize = 64;
 
+/// Segments of receive buffers that one frame may be spread over, all its buffers together.
+pub const MAX_SPREAD: usize = 1024;
+
 /// Largest frame: 64 KiB of IP packet behind an Ethernet header with two VLAN tags.
 pub const MAX_FRAME_BYTES: u32 = 65_535 + 14 + 8;
 
@@ -99,6 +102,9 @@ pub enum RingFault {
     /// A receive buffer that holds nothing.
     #[error("an empty receive buffer")]
     EmptyBuffer,
+    /// The call descriptor was full and made to block: telling the guest held up the PMD.
+    #[error("the call descriptor blocks; the VMM must leave O_NONBLOCK set and read it")]
+    CallBlocked,
     /// The file behind the guest's memory was cut short.
     #[error("the guest's memory went away: its file was cut short")]
     MemoryLost,
@@ -119,6 +125,7 @@ impl RingFault {
             Self::IndirectNotNegotiated => "indirect_not_negotiated",
             Self::WrongDirection { .. } => "wrong_direction",
             Self::EmptyBuffer => "empty_buffer",
+            Self::CallBlocked => "call_blocked",
             Self::MemoryLost => "memory_lost",
         }
     }

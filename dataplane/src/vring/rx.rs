@@ -14,7 +14,7 @@ use crate::vhost::mem::{GuestMap, GuestSlice};
 
 use super::chain::{Desc, Direction, walk};
 use super::split::SplitRing;
-use super::{BURST, MAX_SEGMENTS, RingFault, VNET_HDR};
+use super::{BURST, MAX_SEGMENTS, MAX_SPREAD, RingFault, VNET_HDR};
 
 /// Buffers one frame may span: 64 KiB in buffers of 1 KiB.
 const MAX_BUFFERS: usize = 64;
@@ -131,7 +131,7 @@ impl Fill<'_> {
         total: u32,
     ) -> Result<(), Refusal> {
         let mut buffers = ArrayVec::<(u16, u32), MAX_BUFFERS>::new();
-        let mut segments = ArrayVec::<GuestSlice<'_>, { MAX_SEGMENTS * 16 }>::new();
+        let mut segments = ArrayVec::<GuestSlice<'_>, MAX_SPREAD>::new();
         let mut room = 0u32;
         while room < total {
             let ahead = buffers.len() as u16;
@@ -170,9 +170,12 @@ impl Fill<'_> {
     }
 
     /// Publishes what was written and notifies the guest if it asked for it.
+    ///
+    /// # Errors
+    /// The guest could not be notified; what was written is published.
     #[inline]
-    pub fn finish(self) {
-        self.ring.publish();
+    pub fn finish(self) -> Result<(), RingFault> {
+        self.ring.publish()
     }
 }
 

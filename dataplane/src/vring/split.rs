@@ -200,10 +200,13 @@ impl SplitRing {
     }
 
     /// Publishes all used entries by one store of the index, and notifies the guest if it asked.
+    ///
+    /// # Errors
+    /// The guest could not be notified; the entries are published.
     #[inline]
-    pub(super) fn publish(&mut self) {
+    pub(super) fn publish(&mut self) -> Result<(), RingFault> {
         if self.published == self.next_used {
-            return;
+            return Ok(());
         }
         if let Some(cell) = index(&self.used) {
             // ORDERING: release, so that the entries and buffers are seen before the index.
@@ -213,8 +216,9 @@ impl SplitRing {
         if self.guest_wants_call()
             && let Some(call) = &self.call
         {
-            call.signal();
+            call.signal_foreign().map_err(|_| RingFault::CallBlocked)?;
         }
+        Ok(())
     }
 
     /// Whether the guest asked to be told of what was just published (virtio 1.3, section

@@ -125,12 +125,15 @@ impl SplitRing {
     }
 
     /// Gives the chains of a burst back to the guest and publishes them at once.
+    ///
+    /// # Errors
+    /// The guest could not be notified of it.
     #[inline]
-    pub fn complete(&mut self, batch: &Batch<'_>) {
+    pub fn complete(&mut self, batch: &Batch<'_>) -> Result<(), RingFault> {
         for frame in &batch.frames {
             self.push_used(frame.desc_head, 0);
         }
-        self.publish();
+        self.publish()
     }
 }
 

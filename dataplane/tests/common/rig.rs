@@ -97,7 +97,7 @@ impl Rig {
             Ok(bytes)
         });
         let frames = frames.collect();
-        self.ring.complete(&batch);
+        self.ring.complete(&batch).unwrap();
         (frames, outcome)
     }
 
@@ -118,7 +118,7 @@ impl Rig {
                 break;
             }
         }
-        fill.finish();
+        fill.finish().unwrap();
         outcomes
     }
 
