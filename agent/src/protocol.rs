@@ -265,6 +265,10 @@ pub struct Nic {
     pub virtio_features: String,
     /// Names of those bits among them that are offloads.
     pub offloads: Vec<String>,
+    /// Frames the device handed to the driver so far; a large segment that came whole is one.
+    pub received_frames: u64,
+    /// Frames the driver handed to the device so far.
+    pub sent_frames: u64,
 }
 
 /// The end of a series of echoes.

@@ -64,16 +64,21 @@ fn nic(ip: Option<(Ipv4Addr, u8)>) -> io::Result<Nic> {
             .map_err(|error| io::Error::new(error.kind(), format!("{path}: {error}")))?;
         Ok(text.trim_end().to_owned())
     };
-    let mtu = read("mtu")?;
+    let number = |name: &str| {
+        let text = read(name)?;
+        text.parse().map_err(|_| io::Error::other(format!("{name} is '{text}', no number")))
+    };
     let (virtio_features, offloads) = features(&read("device/features")?);
     Ok(Nic {
         name: NIC.to_owned(),
         mac: read("address")?,
-        mtu: mtu.parse().map_err(|_| io::Error::other(format!("the MTU {mtu} is no number")))?,
+        mtu: u32::try_from(number("mtu")?).map_err(io::Error::other)?,
         carrier: read("carrier")? == "1",
         ip: ip.map(|(address, prefix)| format!("{address}/{prefix}")),
         virtio_features,
         offloads,
+        received_frames: number("statistics/rx_packets")?,
+        sent_frames: number("statistics/tx_packets")?,
     })
 }
 

@@ -2,20 +2,23 @@
 //!
 //! Each runs in a process group of its own, so that Ctrl-C at a terminal reaches us alone, and
 //! that its children end with it. An interrupt asks every group to end ([`end_all`]); what does
-//! not in time is killed, unless it is a package manager, which leaves a mess when killed.
+//! not in time is killed, unless it is a package manager, which leaves a mess when killed. Compilers
+//! and unpackers that are ended leave temporary files, so they get a folder for them that goes
+//! when they do.
 //!
 //! # Threads
 //! Any thread may run programs. A program stays registered until it has ended but before its pid is
 //! free for another, so that nobody else is ever signalled.
 
-use std::io;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
+use std::{fs, io};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::{Signal, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
@@ -24,15 +27,28 @@ use crate::interrupt::{self, Interrupted};
 
 /// How long a program may take to end once it was asked to.
 const GRACE: Duration = Duration::from_secs(5);
+/// Between two looks at what has no event to wait for.
+const LOOK: Duration = Duration::from_millis(10);
+/// A program that takes longer hangs: all of slipway compiles in minutes.
+const LONGEST: Duration = Duration::from_secs(3600);
 
 /// How a program takes an interrupt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
-    /// SIGTERM, and SIGKILL if that does not help.
+    /// SIGTERM, and SIGKILL if that does not help. What is left in `TMPDIR` is removed.
     Firm,
     /// SIGINT alone, for package managers: it ends a download at once, but no installation
-    /// half-way.
+    /// half-way. They clean up after themselves, and work as users that may not enter our folders.
     Gentle,
+}
+
+impl Ending {
+    const fn first_signal(self) -> Signal {
+        match self {
+            Self::Firm => Signal::SIGTERM,
+            Self::Gentle => Signal::SIGINT,
+        }
+    }
 }
 
 static RUNNING: Mutex<Vec<(Pid, Ending)>> = Mutex::new(Vec::new());
@@ -65,7 +81,7 @@ pub fn output(command: &mut Command) -> Result<Output> {
 pub fn end_all() {
     let mut groups = running();
     for &(group, ending) in groups.iter() {
-        signal(group, if ending == Ending::Firm { Signal::SIGTERM } else { Signal::SIGINT });
+        signal(group, ending.first_signal());
     }
     let is_left =
         |groups: &mut Vec<(Pid, Ending)>| groups.iter().any(|&(_, ending)| ending == Ending::Firm);
@@ -92,6 +108,16 @@ pub fn run<T>(
 ) -> Result<(ExitStatus, T)> {
     let program = command.get_program().to_string_lossy().into_owned();
     command.stdin(Stdio::null()).process_group(0);
+    let scratch = match ending {
+        Ending::Firm => {
+            let folder = tempfile::Builder::new().prefix("xtask-").tempdir();
+            Some(folder.context("Failed to make a temporary folder")?)
+        }
+        Ending::Gentle => None,
+    };
+    if let Some(folder) = &scratch {
+        command.env("TMPDIR", folder.path());
+    }
     let (mut child, group) = {
         // Under the lock: an interrupt comes either before, and nothing is started, or after, and
         // finds the program registered.
@@ -104,24 +130,67 @@ pub fn run<T>(
         running.push((group, ending));
         (child, group)
     };
-    let printed = read(&mut child);
-    let ended = wait_without_reaping(group);
-    {
+    let (printed, ended, is_in_time) = thread::scope(|scope| {
+        let (done, watch) = mpsc::channel::<()>();
+        let watchdog = scope.spawn(move || {
+            let is_in_time = watch.recv_timeout(LONGEST) != Err(RecvTimeoutError::Timeout);
+            if !is_in_time {
+                signal(group, ending.first_signal());
+            }
+            is_in_time
+        });
+        let printed = read(&mut child);
+        let ended = wait_without_reaping(group);
+        drop(done);
+        // The watchdog does not panic.
+        (printed, ended, watchdog.join().unwrap_or(true))
+    });
+    let is_interrupted = {
         let mut running = running();
-        if interrupt::is_requested() && ending == Ending::Firm {
-            // Its children may have missed the signal, being just started.
-            signal(group, Signal::SIGKILL);
-        }
         running.retain(|&(other, _)| other != group);
         CHANGED.notify_all();
+        interrupt::is_requested()
+    };
+    if (is_interrupted || !is_in_time) && ending == Ending::Firm {
+        end_stragglers(group);
     }
     let status = child.wait();
-    if interrupt::is_requested() {
+    if is_interrupted {
         return Err(Interrupted.into());
     }
+    ensure!(is_in_time, "{program} was ended, as it took longer than {LONGEST:?}");
     let failed = || format!("Failed to wait for {program}");
     ended.with_context(failed)?;
     Ok((status.with_context(failed)?, printed.with_context(failed)?))
+}
+
+/// Kills what is left of a group whose leader has ended but is not reaped, which keeps the group's
+/// number from being another's, and waits for that: the children of a program are not ours to wait
+/// for, so it looks now and then. They may have missed the first signal, being just started.
+fn end_stragglers(group: Pid) {
+    signal(group, Signal::SIGKILL);
+    let looks = GRACE.as_millis() / LOOK.as_millis();
+    for _ in 0..looks {
+        if !has_members(group) {
+            return;
+        }
+        thread::sleep(LOOK);
+    }
+}
+
+/// Whether a process of the group runs: zombies, like the leader, do not.
+fn has_members(group: Pid) -> bool {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let mut stats = entries.filter_map(|entry| fs::read_to_string(entry.path().join("stat")).ok());
+    stats.any(|stat| is_running_member(&stat, group))
+}
+
+/// Reads a process's `stat` (proc(5)): `pid (name) state parent group ...`.
+fn is_running_member(stat: &str, group: Pid) -> bool {
+    let Some((_, fields)) = stat.rsplit_once(") ") else { return false };
+    let mut fields = fields.split(' ');
+    let (state, of) = (fields.next(), fields.nth(1));
+    !matches!(state, Some("Z" | "X")) && of == Some(group.to_string().as_str())
 }
 
 fn wait_without_reaping(pid: Pid) -> nix::Result<()> {
@@ -155,6 +224,8 @@ fn read_all(pipe: Option<impl io::Read>) -> io::Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read as _;
+
     use super::*;
 
     #[test]
@@ -175,6 +246,29 @@ mod tests {
         let text = String::from_utf8(output.stdout).unwrap();
         let mut numbers = text.split_whitespace();
         assert_eq!(numbers.next(), numbers.next(), "{text}");
+    }
+
+    #[test]
+    fn members_of_a_group_are_told_from_others_and_from_zombies() {
+        let group = Pid::from_raw(7);
+        assert!(is_running_member("9 (a) b) S 1 7 7 0", group));
+        assert!(!is_running_member("9 (a) S 7 1 7 0", group));
+        assert!(!is_running_member("7 (a) Z 1 7 7 0", group));
+        assert!(!is_running_member("", group));
+    }
+
+    #[test]
+    fn stragglers_of_a_group_are_gone_afterwards() {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "sleep 1000 & echo; exit"]).process_group(0).stdout(Stdio::piped());
+        let mut shell = shell.spawn().unwrap();
+        shell.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+        let group = Pid::from_raw(shell.id().cast_signed());
+        wait_without_reaping(group).unwrap();
+        assert!(has_members(group));
+        end_stragglers(group);
+        assert!(!has_members(group));
+        shell.wait().unwrap();
     }
 
     #[test]

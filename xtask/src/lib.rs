@@ -11,7 +11,6 @@ use clap::{Parser, Subcommand};
 
 mod command;
 mod demo;
-
 mod deps;
 mod figures;
 mod guest;

@@ -144,10 +144,10 @@ async fn a_guest_that_takes_no_large_segments_gets_them_cut_by_the_switch() {
     assert!(!offloads.iter().any(|name| name.starts_with("guest_tso")), "{offloads:?}");
     let bytes = 20 * MEGABYTE;
     assert_streams(&one, &two, bytes).await;
-    let (sent, received) = (rig.stats_of(&one).await, rig.stats_of(&two).await);
-    let (whole, cut) = (sent.ingress.received_frames, received.egress.delivered_frames);
-    assert!(whole < bytes / SEGMENT / 2, "{whole} frames: the sender cut them itself");
-    assert!(cut >= bytes / SEGMENT, "{cut} frames delivered");
+    let whole = rig.stats_of(&one).await.ingress.received_frames;
+    assert!(whole < bytes / SEGMENT / 4, "{whole} frames: the sender cut them itself");
+    let received = two.agent().info(LIMIT).await.unwrap().nic.unwrap().received_frames;
+    assert!(received >= bytes / SEGMENT, "{received} frames received: some were not cut");
     // The other way nothing needs cutting.
     assert_streams(&two, &one, MEGABYTE).await;
     rig.end([one, two]).await;
@@ -230,7 +230,6 @@ async fn a_guest_of_two_cpus_talks_on_two_queue_pairs() {
     let wide = GuestPlan { vcpus: 2, queue_pairs: 2, ..rig.plan(1) };
     let [one, two] = rig.boot([wide, rig.plan(2)]).await;
     assert_pings(&one, &two).await;
-    // Linux spreads what it sends by CPU: several streams reach both queues.
     assert_streams(&one, &two, 20 * MEGABYTE).await;
     assert_streams(&two, &one, 20 * MEGABYTE).await;
     let port = rig.switch().client().get_port(&one.plan().name).await.unwrap();
@@ -242,7 +241,9 @@ async fn a_guest_of_two_cpus_talks_on_two_queue_pairs() {
 #[tokio::test]
 async fn memory_is_added_to_a_guest_while_it_talks() {
     let rig = Rig::new().await;
-    let growing = GuestPlan { memory_max: Some(Mib::new(512)), ..rig.plan(1) };
+    // With several queue pairs QEMU before 8.0 tells of the memory once for each.
+    let memory_max = Some(Mib::new(512));
+    let growing = GuestPlan { memory_max, vcpus: 2, queue_pairs: 2, ..rig.plan(1) };
     let [one, two] = rig.boot([growing, rig.plan(2)]).await;
     let regions = async || {
         let port = rig.switch().client().get_port(&one.plan().name).await.unwrap();

@@ -1,0 +1,138 @@
+//! `cargo xtask demo` as a user runs it: it shows what it promises, and leaves nothing, however it
+//! ends.
+
+use std::ffi::OsStr;
+use std::path::Path;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
+use tokio::process::Command;
+use tokio::time::timeout;
+use xtask::rig::{Leftovers, NetworkSnapshot, program};
+
+/// For a whole demo on a busy machine.
+const LIMIT: Duration = Duration::from_secs(300);
+
+/// How a demo ended.
+struct Ended {
+    status: ExitStatus,
+    stdout: String,
+    stderr: String,
+}
+
+/// Runs the demo in a temporary folder of its own, and `signal`s it as soon as it prints a line with
+/// the text. Whatever becomes of it, nothing may be left.
+async fn demo(arguments: &[&OsStr], signal: Option<(&str, Signal)>) -> Ended {
+    let before = NetworkSnapshot::take();
+    let folder = TempDir::new().unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_xtask"))
+        .args(["demo", "--accel", "tcg"])
+        .args(arguments)
+        .env("TMPDIR", folder.path())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let pid = Pid::from_raw(child.id().unwrap().cast_signed());
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut errors = child.stderr.take().unwrap();
+    let (mut stdout, mut stderr, mut signal) = (String::new(), String::new(), signal);
+    let read = async {
+        while let Some(line) = lines.next_line().await.unwrap() {
+            stdout += &line;
+            stdout.push('\n');
+            if let Some((_, signal)) = signal.take_if(|(text, _)| line.contains(*text)) {
+                kill(pid, signal).unwrap();
+            }
+        }
+    };
+    let all = async {
+        let (_, errors) = tokio::join!(read, errors.read_to_string(&mut stderr));
+        errors.unwrap();
+        child.wait().await.unwrap()
+    };
+    let status = timeout(LIMIT, all).await.expect("the demo ends");
+    assert!(signal.is_none(), "it never printed {signal:?}:\n{stdout}{stderr}");
+
+    Leftovers::wait_for_processes(folder.path()).await;
+    let mut left = Leftovers::of(folder.path(), &before);
+    left.files.retain(|file| Path::new(file) != folder.path());
+    assert!(left.is_empty(), "{left}\n{stdout}{stderr}");
+    Ended { status, stdout, stderr }
+}
+
+fn arguments<'a>(slipwayd: &'a Path, bytes: &'a str) -> [&'a OsStr; 4] {
+    [OsStr::new("--slipwayd"), slipwayd.as_os_str(), OsStr::new("--bytes"), OsStr::new(bytes)]
+}
+
+#[tokio::test]
+async fn the_demo_shows_what_it_promises() {
+    let slipwayd = program().unwrap();
+    let Ended { status, stdout, stderr } = demo(&arguments(&slipwayd, "100M"), None).await;
+    assert!(status.success(), "{stdout}{stderr}");
+    for text in [
+        "Left behind: no processes, sockets, files",
+        "port     frames in      bytes in  frames out     bytes out  drops",
+        "\nvm1 ",
+        "\nvm2 ",
+        "Round trip vm1 -> vm2",
+        "Round trip vm2 -> vm1",
+        "20 of 20 answered",
+        "100.0 MB in",
+        "at both ends",
+        "First ping",
+        "rtnetlink messages",
+    ] {
+        assert!(stdout.contains(text), "'{text}' is missing:\n{stdout}");
+    }
+    let netlink = stdout.lines().find(|line| line.starts_with("rtnetlink messages")).unwrap();
+    let (_, value) = netlink.split_at("rtnetlink messages".len());
+    let value = value.trim_start();
+    assert!(value.starts_with("0 by ") || value.starts_with("not measured: "), "{netlink}");
+}
+
+#[tokio::test]
+async fn an_interrupt_at_any_step_ends_all_and_leaves_nothing() {
+    let slipwayd = program().unwrap();
+    let steps = [
+        "Debian packages",
+        "Guest image",
+        "Acceleration",
+        "] slipwayd",
+        "Two guests",
+        "vm1 is up",
+        "First ping",
+        "TCP stream",
+        "The end of",
+    ];
+    for (step, signal) in steps.into_iter().zip([Signal::SIGINT, Signal::SIGTERM].iter().cycle()) {
+        // A stream that would take long, so that it is the signal that ends it.
+        let bytes = if step == "The end of" { "1M" } else { "60G" };
+        let ended = demo(&arguments(&slipwayd, bytes), Some((step, *signal))).await;
+        let Ended { status, stdout, stderr } = ended;
+        assert_eq!(status.code(), Some(130), "{step}: {stdout}{stderr}");
+        assert!(stderr.contains("Interrupted"), "{step}: {stderr}");
+    }
+}
+
+#[tokio::test]
+async fn a_build_that_is_interrupted_ends_with_its_compilers() {
+    // Whether there is anything to build is not known; it ends either way.
+    let ended = demo(&[], Some(("slipwayd, in release", Signal::SIGINT))).await;
+    assert_eq!(ended.status.code(), Some(130), "{}{}", ended.stdout, ended.stderr);
+}
+
+#[tokio::test]
+async fn a_failure_names_the_step_and_leaves_nothing() {
+    let Ended { status, stdout, stderr } =
+        demo(&arguments(Path::new("/bin/false"), "1"), None).await;
+    assert_eq!(status.code(), Some(1), "{stdout}{stderr}");
+    assert!(stderr.contains("The demo failed at this step: slipwayd"), "{stderr}");
+    assert!(stderr.contains("ended with exit code 1"), "{stderr}");
+}
