@@ -107,7 +107,7 @@ pub fn main(arguments: &Arguments) -> Result<()> {
         let mut command = Command::new(workspace::cargo());
         command.args(step.command).current_dir(workspace::root());
         if step.name == "documentation" {
-            command.env("RUSTDOCFLAGS", "-D warnings");
+            command.env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private-intra-doc-links");
         }
         if let Some(dir) = &guest_dir {
             command.env("SLIPWAY_GUEST_DIR", dir);

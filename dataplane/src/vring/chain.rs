@@ -2,7 +2,7 @@
 //!
 //! The table is guest memory: each descriptor is fetched once and only the copy is judged. A walk
 //! ends after at most as many links as the table has entries, and after
-//! [`MAX_SEGMENTS`](super::MAX_SEGMENTS) buffers, empty ones included, so a chain is bounded work
+//! [`MAX_SEGMENTS`] buffers, empty ones included, so a chain is bounded work
 //! whatever it says and however large the ring is.
 
 use crate::vhost::mem::{GuestMap, GuestSlice};

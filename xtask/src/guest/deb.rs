@@ -10,7 +10,7 @@ use crate::{command, deps};
 
 /// The package that depends on the newest kernel made for virtual machines.
 const NEWEST: &str = "linux-image-cloud-amd64";
-/// What the kernel packages' files are called: linux-image-<release>_<version>_amd64.deb.
+/// What the kernel packages' files are called: `linux-image-<release>_<version>_amd64.deb`.
 const PREFIX: &str = "linux-image-";
 
 /// A kernel package on this machine.
