@@ -3,6 +3,7 @@
 //! ```text
 //! main thread        waits for SIGTERM or SIGINT
 //! slipway-vhost      all vhost-user sockets, housekeeping        one
+//! slipway-watch      frees the others from descriptors made to block    one
 //! slipway-api        the control API                             one
 //! slipway-pmdN       polls vrings, pinned                        one per configured core
 //! ```

@@ -15,6 +15,7 @@
 //! ```text
 //!  slipway-pmdN   one per configured core, pinned: polls TX vrings, runs bursts to completion    pmd
 //!  slipway-vhost  one: sockets of all ports, set-up of rings, learning, ageing                   vhost
+//!  slipway-watch  one: frees the others from descriptors that a VMM made to block    vhost::unblock
 //!  slipway-api    one: HTTP and JSON on a UNIX socket                                            control
 //! ```
 //! The number of threads does not depend on the number of ports. PMD threads read published tables

@@ -100,7 +100,7 @@ fn four_hundred_ports_reach_each_other_with_the_threads_of_one_and_leave_nothing
     let [a, b] = &mut first;
     a.talk(b);
     let threads = switch_threads();
-    assert_eq!(threads, ["slipway-pmd0", "slipway-pmd1", "slipway-vhost"]);
+    assert_eq!(threads, ["slipway-pmd0", "slipway-pmd1", "slipway-vhost", "slipway-watch"]);
     let (fds, bytes) = (open_fds(), private_bytes());
 
     let mut stations: Vec<_> = (1..=PORTS).map(|n| rig.station(n, 1, small())).collect();
