@@ -60,7 +60,7 @@ async fn demo(arguments: &[&OsStr], signal: Option<(&str, Signal)>) -> Ended {
     let status = timeout(LIMIT, all).await.expect("the demo ends");
     assert!(signal.is_none(), "it never printed {signal:?}:\n{stdout}{stderr}");
 
-    Leftovers::wait_for_processes(folder.path()).await;
+    Leftovers::settle(folder.path()).await;
     let mut left = Leftovers::of(folder.path(), &before);
     left.files.retain(|file| Path::new(file) != folder.path());
     assert!(left.is_empty(), "{left}\n{stdout}{stderr}");

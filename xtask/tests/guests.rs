@@ -89,6 +89,7 @@ impl Rig {
         }
         self.switch.take().expect("the switch runs").stop().await.unwrap();
         let path = self.folder.path().to_owned();
+        Leftovers::settle(&path).await;
         self.folder.close().unwrap();
         let left = Leftovers::of(&path, &self.before);
         assert!(left.is_empty(), "{left}");

@@ -7,9 +7,9 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use slipway_agent::image::command_line;
 use slipway_agent::protocol::{PingReport, Transfer};
-use vmm_glue::Machine;
 use vmm_glue::accel::{Accel, AccelChoice, DEFAULT_DEADLINE, Probe, probe};
 use vmm_glue::qemu::Qemu;
+use vmm_glue::{ExitReport, Machine, Vm as _};
 
 use super::progress::Progress;
 use super::report::{Findings, FirstPing};
@@ -72,21 +72,25 @@ impl Act<'_> {
             Ok(())
         })
         .await?;
-        let guests = step.step("Two guests", BOOT, self.boot(&qemu, plans)).await?;
+        let boot = while_alive(switch.ended(), self.boot(&qemu, plans));
+        let guests = step.step("Two guests", BOOT, boot).await?;
         stage.guests.extend(guests);
         let [one, two] = stage.guests.as_slice() else { bail!("There are not two guests") };
 
-        step.step("First ping", PINGS, all_answered(one, two, 1)).await?;
+        let end = || first_end(switch, one, two);
+        let ping = |from, to, count| while_alive(end(), all_answered(from, to, count));
+        step.step("First ping", PINGS, ping(one, two, 1)).await?;
         let first_ping = FirstPing { at: step.elapsed(), prepared: self.prepared, switch_started };
-        let there = step.step("Pings there", PINGS, all_answered(one, two, ECHOES)).await?;
-        let back = step.step("Pings back", PINGS, all_answered(two, one, ECHOES)).await?;
+        let there = step.step("Pings there", PINGS, ping(one, two, ECHOES)).await?;
+        let back = step.step("Pings back", PINGS, ping(two, one, ECHOES)).await?;
         let name = format!("TCP stream of {} bytes", self.bytes);
-        let received = step.step(&name, STREAM, self.stream(one, two)).await?;
+        let stream = while_alive(end(), self.stream(one, two));
+        let received = step.step(&name, STREAM, stream).await?;
         let stats =
             step.step("Counters", SHORT, async { Ok(switch.client().stats().await?) }).await?;
         Ok(Findings {
             machine: format!("QEMU {} with {accel}, Linux {}", qemu.version(), one.info().kernel),
-            boots: stage.guests.iter().map(|g| (g.plan().name.clone(), g.boot_time())).collect(),
+            boots: [one, two].map(|g| (g.plan().name.clone(), g.boot_time())).to_vec(),
             pings: vec![(way(one, two), there), (way(two, one), back)],
             stream: way(one, two),
             received,
@@ -148,6 +152,26 @@ impl Act<'_> {
             received.checksum
         );
         Ok(received)
+    }
+}
+
+/// Does `work`, but fails as soon as one of those who take part in it has ended.
+async fn while_alive<T>(
+    end: impl Future<Output = ExitReport>,
+    work: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    tokio::select! {
+        biased;
+        outcome = work => outcome,
+        report = end => bail!("{report}"),
+    }
+}
+
+async fn first_end(switch: &Slipwayd, one: &Guest, two: &Guest) -> ExitReport {
+    tokio::select! {
+        report = switch.ended() => report,
+        report = one.vm().wait() => report,
+        report = two.vm().wait() => report,
     }
 }
 

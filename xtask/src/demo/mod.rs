@@ -99,8 +99,8 @@ async fn show(arguments: &Arguments, prepared: Prepared, progress: &Progress) ->
     progress.say("The end of guests, switch and files");
     let ended = stage.end().await;
     let path = folder.path().to_owned();
-    // strace is not our child; it ends when what it traces has ended.
-    Leftovers::wait_for_processes(&path).await;
+    // The traces are complete when strace has ended, too.
+    Leftovers::settle(&path).await;
     let netlink = tracer.count();
     let removed = folder.close();
     let left = Leftovers::of(&path, &before);

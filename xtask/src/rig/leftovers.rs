@@ -11,7 +11,7 @@ use std::{fmt, fs};
 
 use tokio::time::{sleep, timeout};
 
-/// How long processes may take to end after those they belong to.
+/// How long things may take to end after those they belong to.
 const LIMIT: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(10);
 
@@ -62,17 +62,17 @@ impl Leftovers {
         }
     }
 
-    /// Returns when no process of the run in `folder` is left, or after a few seconds: what is there
-    /// then is found by [`Leftovers::of`]. It looks now and then, as these need not be children of
-    /// ours, and nobody tells us of their end.
-    pub async fn wait_for_processes(folder: &Path) {
-        let ended = async {
-            while !processes(folder).is_empty() {
+    /// Returns when no process and no socket of the run in `folder` is left, or after a few seconds:
+    /// what is there then is found by [`Leftovers::of`]. It looks now and then: a tracer is no child
+    /// of ours that we could wait for, and the runtime closes a connection after its owner is gone.
+    pub async fn settle(folder: &Path) {
+        let settled = async {
+            while !(processes(folder).is_empty() && sockets(folder).is_empty()) {
                 sleep(PAUSE).await;
             }
         };
         // Whether it was in time is for the caller to see.
-        let _ = timeout(LIMIT, ended).await;
+        let _ = timeout(LIMIT, settled).await;
     }
 
     /// Whether there is nothing.

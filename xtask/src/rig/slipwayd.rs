@@ -11,7 +11,7 @@ use slipway_api::client::Client;
 use slipway_api::{Mac, PortMode, PortSpec};
 use tokio::time::timeout;
 use vmm_glue::process::{Child, Launch};
-use vmm_glue::{ConsoleClosed, ExitCause};
+use vmm_glue::{ConsoleClosed, ExitCause, ExitReport};
 
 use super::GuestPlan;
 use crate::workspace;
@@ -97,6 +97,11 @@ impl Slipwayd {
     /// The process.
     pub fn pid(&self) -> u32 {
         self.child.pid()
+    }
+
+    /// Returns once it has ended, with the reason. Cancel safe.
+    pub async fn ended(&self) -> ExitReport {
+        self.child.wait().await
     }
 
     /// The last lines of its log.
