@@ -88,7 +88,7 @@ impl fmt::Display for Leftovers {
             ("processes", processes),
             ("sockets", sockets),
             ("files", files),
-            ("network devices", devices),
+            ("taps or other network devices", devices),
             ("network namespaces", namespaces),
         ];
         let (some, none): (Vec<_>, Vec<_>) = kinds.iter().partition(|(_, names)| !names.is_empty());
