@@ -42,13 +42,15 @@ async fn boots_twice(machine: Machine) {
     let vm = qemu().await.boot(&spec(dir.path(), machine)).await.unwrap();
     let console = vm.console();
     // The machine's parameters arrived, and the clock needed no calibration.
-    for text in [FIRST_LINE, "tsc=reliable", "calculated using timer frequency", "Run /init"] {
+    let ready = "slipway: ready";
+    for text in [FIRST_LINE, "tsc=reliable", "calculated using timer frequency", "Run /init", ready]
+    {
         let seen = tokio::time::timeout(LIMIT, console.wait_for(text)).await;
         assert!(matches!(seen, Ok(Ok(()))), "no '{text}' in:\n{}", console.tail(40));
     }
     let before = console.bytes_seen();
     vm.reset().await.unwrap();
-    for text in [FIRST_LINE, "Run /init"] {
+    for text in [FIRST_LINE, "Run /init", ready] {
         let seen = tokio::time::timeout(LIMIT, console.wait_for_after(before, text)).await;
         assert!(
             matches!(seen, Ok(Ok(()))),

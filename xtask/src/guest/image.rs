@@ -17,7 +17,7 @@ use crate::workspace;
 /// artefacts lie apart from those of the host.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// The drivers of the guest's devices. What they need comes with them.
-const DRIVERS: [&str; 3] = ["virtio_pci", "virtio_console", "virtio_net"];
+const DRIVERS: [&str; 4] = ["virtio_pci", "virtio_mmio", "virtio_console", "virtio_net"];
 
 /// The image's parts.
 pub struct Image {
