@@ -24,8 +24,9 @@
 //!
 //! # Modules
 //! [`wire`], [`flow`], [`offload`] and [`fdb`] know neither threads nor file descriptors.
-//! [`vhost::mem`] is the only way to a guest's bytes, and with [`vhost::sigbus`] and the receipt of file
-//! descriptors the only place for `unsafe`. Only [`clock`] reads time. [`stats`] says what is counted,
+//! [`vhost::mem`] is the only way to a guest's bytes. `unsafe` is there, in [`vhost::sigbus`] and
+//! [`vhost::unblock`] (signal handlers), in [`vhost::stream`] (descriptors arrive as numbers), and in
+//! the memory of `testing`'s guest; nowhere else. Only [`clock`] reads time. [`stats`] says what is counted,
 //! and by which law. [`control`] turns desired state into published state; [`daemon`] is all of it,
 //! running by a [`config`].
 
