@@ -24,9 +24,9 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::net::UnixStream;
 
 use crate::{
-    ApiError, Created, DEFAULT_SOCKET, ErrorReply, ExplainReply, ExplainRequest, FdbEntry,
-    FdbFilter, FdbList, Health, Mac, PmdList, Port, PortList, PortSpec, StaticEntry,
-    StaticEntrySpec, Stats, Version, Vni, VniList, VniSpec,
+    ApiError, Attachment, AttachmentList, AttachmentSpec, Created, DEFAULT_SOCKET, ErrorReply,
+    ExplainReply, ExplainRequest, FdbEntry, FdbFilter, FdbList, Health, Mac, NetworkList, PmdList,
+    Port, PortList, PortSpec, StaticEntry, StaticEntrySpec, Stats, Version, Vni, VniList, VniSpec,
 };
 
 /// The longest reply that is read, in bytes: a list of [`crate::MAX_FDB_LIST`] entries fits.
@@ -164,6 +164,54 @@ impl Client {
     /// See [`Client::create_port`].
     pub async fn delete_port(&self, name: &str) -> Result<()> {
         self.delete(&format!("/v1/ports/{}", escape(name))).await
+    }
+
+    /// Attaches interface `interface` of sandbox `owner`, or finds it attached with the same settings.
+    ///
+    /// # Errors
+    /// See [`Client::create_port`].
+    pub async fn attach(
+        &self,
+        owner: &str,
+        interface: &str,
+        spec: &AttachmentSpec,
+    ) -> Result<(Attachment, Created)> {
+        self.put(&attachment_path(owner, interface), spec).await
+    }
+
+    /// One attachment.
+    ///
+    /// # Errors
+    /// See [`Client::create_port`].
+    pub async fn get_attachment(&self, owner: &str, interface: &str) -> Result<Attachment> {
+        self.get(&attachment_path(owner, interface)).await
+    }
+
+    /// All attachments, or those of one owner, in the order in which they were made.
+    ///
+    /// # Errors
+    /// See [`Client::create_port`].
+    pub async fn list_attachments(&self, owner: Option<&str>) -> Result<AttachmentList> {
+        match owner {
+            None => self.get("/v1/attachments").await,
+            Some(owner) => self.get(&format!("/v1/attachments?owner={}", escape(owner))).await,
+        }
+    }
+
+    /// Gives back address and port of an attachment. One that is not there is no error.
+    ///
+    /// # Errors
+    /// See [`Client::create_port`].
+    pub async fn detach(&self, owner: &str, interface: &str) -> Result<()> {
+        self.delete(&attachment_path(owner, interface)).await
+    }
+
+    /// The networks that attachments may join.
+    ///
+    /// # Errors
+    /// See [`Client::create_port`].
+    pub async fn list_networks(&self) -> Result<NetworkList> {
+        self.get("/v1/networks").await
     }
 
     /// Every segment that has settings or ports.
@@ -403,6 +451,10 @@ fn escape(text: &str) -> String {
         }
     }
     escaped
+}
+
+fn attachment_path(owner: &str, interface: &str) -> String {
+    format!("/v1/attachments/{}/{}", escape(owner), escape(interface))
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@
 //! Names carry them: `_s` seconds, `_ms` milliseconds, `_bytes`, `_frames`, `_cycles` (ticks of the
 //! clock whose rate the reply tells).
 
+mod attachment;
 #[cfg(feature = "client")]
 pub mod client;
 mod daemon;
@@ -29,6 +30,11 @@ mod port;
 mod stats;
 mod vni;
 
+pub use attachment::{
+    Attachment, AttachmentList, AttachmentRoute, AttachmentSpec, DEFAULT_NETWORK, Dns,
+    MAX_INTERFACE_BYTES, MAX_LABEL_BYTES, MAX_LABELS, MAX_OWNER_BYTES, Neighbour, Network,
+    NetworkList, check_interface, check_owner,
+};
 pub use daemon::{Health, HealthStatus, Version};
 pub use error::{ApiError, ErrorCode, ErrorReply};
 pub use explain::{Decision, ExplainReply, ExplainRequest, MAX_EXPLAIN_FRAME_BYTES, Stage};
