@@ -1,19 +1,11 @@
-//! What the kernel leaves to its first process: file systems, drivers, the command line.
-//!
-//! The image carries the few modules the guest needs under [`MODULES`]; their names start with a
-//! number, so that their alphabetical order is the order to load them in, worked out when the
-//! image was made.
+//! What the kernel leaves to its first process: file systems, settings, the command line.
 
-use std::fs::{self, File};
+use std::fs;
 use std::net::Ipv4Addr;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
-use nix::kmod::{ModuleInitFlags, finit_module};
 use nix::mount::{MsFlags, mount};
-
-/// Where the image keeps its modules.
-const MODULES: &str = "/modules";
 
 /// Mounts `/proc`, `/sys` and `/dev`.
 pub fn mount_filesystems() -> Result<()> {
@@ -22,25 +14,6 @@ pub fn mount_filesystems() -> Result<()> {
         mount(Some(kind), target, Some(kind), flags, None::<&str>)
             .with_context(|| format!("Failed to mount {kind} on {target}"))?;
     }
-    Ok(())
-}
-
-/// Loads every module of the image, in the order of the names.
-pub fn load_modules() -> Result<()> {
-    let mut paths = Vec::new();
-    for entry in fs::read_dir(MODULES).with_context(|| format!("Failed to list {MODULES}"))? {
-        paths.push(entry?.path());
-    }
-    paths.sort();
-    for path in paths {
-        load_module(&path).with_context(|| format!("Failed to load {}", path.display()))?;
-    }
-    Ok(())
-}
-
-fn load_module(path: &Path) -> Result<()> {
-    let file = File::open(path)?;
-    finit_module(&file, c"", ModuleInitFlags::empty())?;
     Ok(())
 }
 

@@ -15,20 +15,33 @@ use std::panic;
 use anyhow::{Context as _, Result, bail};
 use nix::sys::reboot::{RebootMode, reboot};
 use slipway_agent::protocol::Ready;
+use ttrpc::r#async::transport::Listener;
 
 use crate::serve::{Power, Server};
+
+/// Names the address to serve on when the agent is no guest's init, as with Kata's agent.
+const SERVER_ADDRESS: &str = "KATA_AGENT_SERVER_ADDR";
 
 mod boot;
 mod channel;
 mod clock;
+mod kata;
+mod modules;
 mod netlink;
 mod ping;
+mod runtime;
 mod serve;
 mod system;
 mod tcp;
 mod udp;
 
 fn main() -> Result<()> {
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == runtime::ARGUMENT) {
+        return runtime::main();
+    }
+    if let Some(address) = std::env::var_os(SERVER_ADDRESS) {
+        return standalone(&address.to_string_lossy());
+    }
     if std::process::id() != 1 {
         bail!("This is the init of a guest image, to be run by the guest's kernel");
     }
@@ -43,11 +56,21 @@ fn main() -> Result<()> {
     Ok(())
 }
 
+/// Serves the Kata agent protocol on one address, without being a guest's init.
+fn standalone(address: &str) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let listener =
+            Listener::bind(address).with_context(|| format!("Failed to listen on {address}"))?;
+        kata::serve(vec![listener]).await
+    })
+}
+
 fn run() -> Result<()> {
     boot::mount_filesystems()?;
     let command_line = std::fs::read_to_string("/proc/cmdline").context("No command line")?;
     let settings = boot::Settings::parse(&command_line)?;
-    boot::load_modules()?;
+    modules::load_all()?;
     boot::set_sysctls()?;
     netlink::configure("lo", None, None)?;
     if system::has_nic() {
