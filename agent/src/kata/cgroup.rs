@@ -118,7 +118,7 @@ impl Cgroup {
         let pids = pids.with_context(|| format!("Failed to list {}", self.path.display()));
         for pid in pids.iter().flatten() {
             // Frozen, so none has ended since the list was made but by somebody else's signal.
-            drop(sys::kill(pid.as_raw(), nix::libc::SIGKILL));
+            let _gone = sys::kill(pid.as_raw(), nix::libc::SIGKILL);
         }
         self.freeze(false)?;
         pids.map(drop)

@@ -69,7 +69,7 @@ impl Drop for Shared {
     fn drop(&mut self) {
         for kind in SHARED {
             // One that was never bound cannot be unmounted; the folder goes all the same.
-            drop(umount2(&self.path(kind), MntFlags::MNT_DETACH));
+            let _never_bound = umount2(&self.path(kind), MntFlags::MNT_DETACH);
         }
         drop(fs::remove_dir_all(&self.folder));
     }

@@ -63,7 +63,7 @@ impl OomWatch {
             let is_kept = watched.container != container;
             if !is_kept {
                 // The kernel removes the watch itself when the cgroup goes.
-                drop(self.inotify.rm_watch(descriptor));
+                let _gone = self.inotify.rm_watch(descriptor);
             }
             is_kept
         });
