@@ -19,6 +19,7 @@ use std::time::Duration;
 use anyhow::Context;
 use nix::sys::signal::{SigSet, Signal};
 
+use crate::attach::Attachments;
 use crate::config::Config;
 use crate::control::peer::PeerPolicy;
 use crate::control::server::ApiServer;
@@ -64,7 +65,11 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         fdb_capacity: config.fdb.capacity as usize,
         ageing_s: config.fdb.ageing_s,
     };
-    let switch = Switch::start(switch, vhost, seeds()).context("Failed to start the switch")?;
+    let attachments = Attachments::open(config.attachments())?;
+    let switch = Switch::start(switch, vhost, seeds())
+        .context("Failed to start the switch")?
+        .with_attachments(attachments)
+        .context("Failed to restore the attachments of pods")?;
     let policy = PeerPolicy::new(group);
     let api = ApiServer::start(socket, policy, Arc::new(switch))
         .context("Failed to start the control API")?;

@@ -33,7 +33,7 @@ mod vni;
 pub use attachment::{
     Attachment, AttachmentList, AttachmentRoute, AttachmentSpec, DEFAULT_NETWORK, Dns,
     MAX_INTERFACE_BYTES, MAX_LABEL_BYTES, MAX_LABELS, MAX_OWNER_BYTES, Neighbour, Network,
-    NetworkList, check_interface, check_owner,
+    NetworkList, check_interface, check_owner, gateway_mac,
 };
 pub use daemon::{Health, HealthStatus, Version};
 pub use error::{ApiError, ErrorCode, ErrorReply};
