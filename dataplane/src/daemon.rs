@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use nix::sys::signal::{SigSet, Signal};
+use slipway_api::confine::refuse_netlink;
 
 use crate::attach::Attachments;
 use crate::config::Config;
@@ -45,6 +46,8 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         .create(&ports.socket_dir)
         .with_context(|| format!("Failed to make the folder {}", ports.socket_dir.display()))?;
 
+    // The host's network is set up before this line, if at all; what comes after it cannot touch it.
+    refuse_netlink()?;
     let vhost = VhostThread::spawn(VhostConfig {
         message_deadline: Duration::from_millis(config.vhost.message_deadline_ms.into()),
         reconnect_max: Duration::from_millis(config.vhost.reconnect_max_ms.into()),
