@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use libcgroups::common::{AnyCgroupManager, CgroupConfig, CgroupManager as _, CgroupSetup};
-use nix::unistd::Pid;
+use nix_of_libcgroups::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 /// Which cgroup, in a form that survives a crash.

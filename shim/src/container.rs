@@ -6,8 +6,9 @@ use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use containerd_shim_protos::api::{
-    CreateTaskRequest, TaskCreate, TaskDelete, TaskExecAdded, TaskIO, TaskPaused, TaskResumed,
+use containerd_shim_protos::api::CreateTaskRequest;
+use containerd_shim_protos::events::task::{
+    TaskCreate, TaskDelete, TaskExecAdded, TaskIO, TaskPaused, TaskResumed,
 };
 use containerd_shim_protos::protobuf::MessageField;
 use containerd_shim_protos::topics;

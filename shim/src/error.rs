@@ -93,7 +93,7 @@ impl From<TaskError> for ttrpc::Error {
             Kind::DeadlineExceeded => Code::DEADLINE_EXCEEDED,
             Kind::Internal => Code::INTERNAL,
         };
-        ttrpc::get_rpc_status(code, error.message)
+        ttrpc::Error::RpcStatus(ttrpc::get_status(code, error.message))
     }
 }
 

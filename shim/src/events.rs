@@ -8,8 +8,7 @@ use std::time::Duration;
 
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::{MessageDyn, MessageField};
-use containerd_shim_protos::shim_async::{Client, Events as _, EventsClient};
-use containerd_shim_protos::topics;
+use containerd_shim_protos::shim_async::{Client, EventsClient};
 use containerd_shim_protos::ttrpc::context;
 use kata_agent_protocol::protobuf::well_known_types::timestamp::Timestamp;
 use tokio::sync::mpsc;
@@ -132,9 +131,4 @@ impl Sender {
         client.forward(context, request).await?;
         Ok(())
     }
-}
-
-/// The topics, under the names this package uses.
-pub mod topic {
-    pub use super::topics::*;
 }

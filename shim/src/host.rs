@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use kata_config::{Acceleration, HypervisorKind, KataConfig};
 use vmm_glue::Vmm;
 use vmm_glue::accel::{self, Accel, AccelChoice, Probe};
-use vmm_glue::cloud_hypervisor::CloudHypervisor;
+use vmm_glue::cloud_hypervisor::{self, CloudHypervisor};
 use vmm_glue::qemu::Qemu;
 
 use crate::{persist, share, vm};
@@ -44,10 +44,10 @@ impl Host {
         Ok(match config.hypervisor.kind {
             HypervisorKind::Qemu => Arc::new(qemu(config).await?),
             HypervisorKind::CloudHypervisor => {
-                Arc::new(match &config.hypervisor.path {
-                    Some(path) => CloudHypervisor::at(path.clone()).await?,
-                    None => CloudHypervisor::discover().await?,
-                })
+                let path = config.hypervisor.path.clone();
+                Arc::new(CloudHypervisor::at(
+                    path.unwrap_or_else(|| cloud_hypervisor::PROGRAM.into()),
+                ))
             }
         })
     }

@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, bail};
 use kata_agent_protocol::agent::{ARPNeighbors, Routes};
 use kata_agent_protocol::protobuf::{EnumOrUnknown, MessageField};
 use kata_agent_protocol::types::{ARPNeighbor, IPAddress, IPFamily, Interface, Route};
+use kata_config::dan::{DanDevice, DanMode};
 use slipway_api::client::{Client, ClientError};
 use slipway_api::{Attachment, AttachmentSpec, PortMode};
 use vmm_glue::{MacAddr, NicSpec, SocketMode};
@@ -178,6 +179,86 @@ impl PodNetwork {
         }
         self.resolv_conf.extend(lines);
     }
+}
+
+/// The network that another CNI plugin describes in the sandbox's DAN file, if there is one. It goes
+/// before everything else, as with Kata.
+///
+/// # Errors
+/// A file that is none, or a device that is not served, with its name.
+pub fn dan(folder: &Path, sandbox: &str) -> Result<Option<PodNetwork>> {
+    let path = folder.join(format!("{sandbox}.json"));
+    let Some(dan) = kata_config::dan::load(&path)? else { return Ok(None) };
+    let mut network = PodNetwork::default();
+    for (index, device) in dan.devices.into_iter().enumerate() {
+        network.add_dan(sandbox, index, device);
+    }
+    Ok(Some(network))
+}
+
+impl PodNetwork {
+    fn add_dan(&mut self, sandbox: &str, index: usize, device: DanDevice) {
+        let mac = MacAddr(device.guest_mac.unwrap_or_else(|| private_mac(sandbox, index)));
+        let mut nic = NicSpec::new(&device.socket, mac);
+        nic.mode = match device.mode {
+            DanMode::Client => SocketMode::SwitchListens,
+            DanMode::Server => SocketMode::VmmListens,
+        };
+        let small = |n: u32| u16::try_from(n).ok();
+        if let Some(pairs) = device.queue_pairs.and_then(small) {
+            nic.queue_pairs = pairs;
+        }
+        if let Some(size) = device.queue_size.and_then(small) {
+            nic.ring_size = size;
+        }
+        self.nics.push(nic);
+
+        let mut interface = Interface::new();
+        interface.device.clone_from(&device.name);
+        interface.name.clone_from(&device.name);
+        interface.mtu = device.mtu.into();
+        interface.hwAddr = mac.to_string();
+        for address in &device.addresses {
+            let mask = address.prefix_len().to_string();
+            interface.IPAddresses.push(address_of(address.addr(), &mask));
+        }
+        self.interfaces.push(interface);
+        for route in device.routes {
+            let mut message = Route::new();
+            let is_default = route.destination.prefix_len() == 0;
+            message.dest = if is_default { String::new() } else { route.destination.to_string() };
+            message.gateway = route.gateway.map(|ip| ip.to_string()).unwrap_or_default();
+            message.source = route.source.map(|ip| ip.to_string()).unwrap_or_default();
+            message.device.clone_from(&device.name);
+            message.family = EnumOrUnknown::new(family(route.destination.addr()));
+            message.scope = route.scope.into();
+            message.flags = route.flags;
+            message.mtu = route.mtu.unwrap_or_default();
+            self.routes.Routes.push(message);
+        }
+        for neighbour in device.neighbours {
+            let mut message = ARPNeighbor::new();
+            message.toIPAddress = MessageField::some(address_of(neighbour.address, ""));
+            message.device.clone_from(&device.name);
+            message.lladdr = MacAddr(neighbour.mac).to_string();
+            message.state = neighbour.state.into();
+            // Eight bits of the kernel's; the file's type is wider than its values.
+            message.flags = i32::try_from(neighbour.flags).unwrap_or_default();
+            self.neighbours.ARPNeighbors.push(message);
+        }
+    }
+}
+
+/// A locally administered address for a device whose file names none: the same for the same device
+/// of the same sandbox.
+fn private_mac(sandbox: &str, index: usize) -> [u8; 6] {
+    use sha2::{Digest as _, Sha256};
+    let digest = Sha256::digest(format!("{sandbox}/{index}"));
+    let mut mac = [0; 6];
+    mac.copy_from_slice(&digest[..6]);
+    // Bit 1: locally administered, bit 0: not a group (IEEE 802, section 8.2).
+    mac[0] = (mac[0] & 0xfc) | 0x02;
+    mac
 }
 
 fn family(address: IpAddr) -> IPFamily {

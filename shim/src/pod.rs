@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use containerd_shim_protos::api::TaskOOM;
+use containerd_shim_protos::events::task::TaskOOM;
 use containerd_shim_protos::topics;
 use kata_agent_protocol::agent::GetOOMEventRequest;
 use tokio::sync::{Mutex, RwLock, watch};

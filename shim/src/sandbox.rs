@@ -213,10 +213,10 @@ impl Sandbox {
                 None => Virtiofsd::find()?,
             };
             let name = format!("virtiofsd of {}", self.id);
-            let mut spec = VirtiofsdSpec::new(name, program, self.share.served(), &socket);
-            spec.cache = vm::cache_mode(config.hypervisor.virtio_fs_cache);
-            spec.extra_args.clone_from(&config.hypervisor.virtio_fs_extra_args);
-            let virtiofsd = Virtiofsd::spawn(spec).await?;
+            let mut served = VirtiofsdSpec::new(name, program, self.share.served(), &socket);
+            served.cache = vm::cache_mode(config.hypervisor.virtio_fs_cache);
+            served.extra_args.clone_from(&config.hypervisor.virtio_fs_extra_args);
+            let virtiofsd = Virtiofsd::spawn(served).await?;
             self.started(virtiofsd.pid()).await?;
             self.virtiofsd = Some(virtiofsd);
             let mut share = ShareSpec::new(share::TAG, socket);

@@ -183,7 +183,8 @@ impl Stdio {
 
 impl Drop for Stdio {
     fn drop(&mut self) {
-        self.input.iter().chain(self.outputs.get_mut()).for_each(JoinHandle::abort);
+        self.input.iter().for_each(JoinHandle::abort);
+        self.outputs.get_mut().iter().for_each(JoinHandle::abort);
     }
 }
 

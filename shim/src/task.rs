@@ -215,7 +215,7 @@ impl Task for TaskService {
     async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> Answer<StatsResponse> {
         let stats = self.container(&request.id)?.stats(&self.pod).await?;
         let mut answer = StatsResponse::new();
-        answer.stats = MessageField::some(stats::metrics(&stats)?);
+        answer.stats = MessageField::some(stats::metrics(&stats).map_err(TaskError::from)?);
         Ok(answer)
     }
 
