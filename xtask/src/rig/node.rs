@@ -16,7 +16,6 @@ use std::fs;
 use std::io;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
-use std::process::Output;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -24,7 +23,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::json;
 use tempfile::TempDir;
 use tokio::process::Command;
-use tokio::task;
+use tokio::task::{self, JoinSet};
 use tokio::time::{sleep, timeout};
 
 use super::containerd::{Containerd, Handler, Settings, Snapshotter};
@@ -117,6 +116,7 @@ pub struct Node {
     host: PrivateHost,
     cgroups: Cgroups,
     folder: TempDir,
+    image: oci_image::Files,
 }
 
 impl Node {
@@ -146,8 +146,9 @@ impl Node {
             environment: Vec::new(),
         };
         let containerd = Containerd::start(&host, settings).await?;
-        containerd.import(&host, &image).await?;
-        Ok(Self { runtime, pods_made: AtomicU32::new(0), containerd, host, cgroups, folder })
+        containerd.import(&host, &image.archive).await?;
+        let pods_made = AtomicU32::new(0);
+        Ok(Self { runtime, pods_made, containerd, host, cgroups, folder, image })
     }
 
     /// Who runs the pods.
@@ -161,8 +162,8 @@ impl Node {
     }
 
     /// containerd, to be ended and started again.
-    pub fn containerd_mut(&mut self) -> &mut Containerd {
-        &mut self.containerd
+    pub fn containerd(&self) -> &Containerd {
+        &self.containerd
     }
 
     /// The last lines of containerd's log.
@@ -193,13 +194,10 @@ impl Node {
         command
     }
 
-    /// Runs a shell's `script` on the host and returns how it ended.
-    ///
-    /// # Errors
-    /// There is no shell, or it does not come to its end.
-    pub async fn host_shell(&self, script: &str) -> Result<Output> {
-        let output = self.host.command("sh").args(["-c", script]).output();
-        Ok(timeout(LIMIT, output).await.with_context(|| format!("{script}: no end"))??)
+    /// busybox on the host, with the applet and its arguments to follow: it pings, serves and fetches
+    /// there as in the pods.
+    pub fn host_busybox(&self) -> Command {
+        self.host.command(&self.image.busybox)
     }
 
     /// What to ask for a pod of that name.
@@ -242,10 +240,36 @@ impl Node {
     pub async fn pod_with(&self, config: PodSandboxConfig) -> Result<Pod<'_>> {
         fs::create_dir_all(&config.log_directory).context("Failed to make the logs' folder")?;
         let id = self.cri().run_pod(config.clone(), self.runtime.handler).await?;
-        let network =
-            self.cri().pod_status(&id).await?.network.context("The pod has no network")?;
-        let address =
-            network.ip.parse().with_context(|| format!("'{}' is no address", network.ip))?;
+        self.started(id, config).await
+    }
+
+    /// Starts `count` pods at once.
+    ///
+    /// # Errors
+    /// As containerd says of the first that fails.
+    pub async fn pods(&self, count: usize) -> Result<Vec<Pod<'_>>> {
+        let mut starting = JoinSet::new();
+        for number in 0..count {
+            let config = self.pod_config(&format!("pod{number}"));
+            fs::create_dir_all(&config.log_directory)?;
+            let (cri, handler) = (self.cri().clone(), self.runtime.handler);
+            starting.spawn(async move {
+                let id = cri.run_pod(config.clone(), handler).await?;
+                anyhow::Ok((id, config))
+            });
+        }
+        let mut pods = Vec::new();
+        while let Some(started) = starting.join_next().await {
+            let (id, config) = started.context("A start panicked")??;
+            pods.push(self.started(id, config).await?);
+        }
+        Ok(pods)
+    }
+
+    async fn started(&self, id: String, config: PodSandboxConfig) -> Result<Pod<'_>> {
+        let network = self.cri().pod_status(&id).await?.network;
+        let ip = network.context("The pod has no network")?.ip;
+        let address = ip.parse().with_context(|| format!("'{ip}' is no address"))?;
         Ok(Pod { node: self, id, address, config })
     }
 
@@ -253,7 +277,7 @@ impl Node {
     ///
     /// # Errors
     /// Something cannot be removed, or something is left: each by its name.
-    pub async fn end(mut self) -> Result<()> {
+    pub async fn end(self) -> Result<()> {
         for pod in self.cri().pods().await? {
             self.cri().stop_pod(&pod.id).await?;
             self.cri().remove_pod(&pod.id).await?;
