@@ -47,7 +47,7 @@ suite! {
     => {
         basics:
             a_pod_is_ready_until_it_is_stopped_which_may_be_repeated,
-            output_is_logged_by_stream_and_complete_when_a_container_has_ended,
+            output_is_logged_by_stream_and_none_of_it_is_lost,
             a_command_runs_in_a_container_and_tells_its_code,
             every_exit_code_arrives,
             an_end_by_signal_is_told_as_128_and_its_number,

@@ -124,7 +124,15 @@ impl Containerd {
             }
         }
         *self.child() = Some(child);
-        Ok(())
+        // The CRI comes last: it looks at the pods that are there first.
+        let ready = async {
+            while self.cri.status().await.is_err() {
+                sleep(PAUSE).await;
+            }
+        };
+        timeout(LIMIT, ready).await.with_context(|| {
+            format!("containerd does not serve the CRI within {LIMIT:?}:\n{}", self.log_tail())
+        })
     }
 
     /// Ends it in order. Pods go on.

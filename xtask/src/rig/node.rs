@@ -456,7 +456,9 @@ impl Container<'_> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             other => other.with_context(|| format!("Failed to read {}", self.log.display()))?,
         };
-        text.lines().map(LogLine::parse).collect()
+        // The last line may be in the making.
+        let (whole, _) = text.rsplit_once('\n').unwrap_or_default();
+        whole.lines().map(LogLine::parse).collect()
     }
 
     /// Returns once it has printed a line with `text`.

@@ -86,6 +86,7 @@ pub async fn environment_and_working_folder_are_as_asked_for(node: &Node) -> Res
     let mut spec = ContainerSpec::shell("env", script).env("MARK", "a value = with ' quotes");
     spec.0.working_dir = "/tmp".to_owned();
     let container = pod.run(spec).await?;
+    container.printed("0").await?;
     assert_eq!(container.ended().await?, 0);
     let lines: Vec<_> = container.log()?.into_iter().map(|line| line.text).collect();
     assert_eq!(lines, ["/tmp", "a value = with ' quotes", "yes", "0"]);

@@ -2,10 +2,13 @@
 
 use std::net::Ipv4Addr;
 use std::process::Stdio;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use tokio::time::{sleep, timeout};
 use xtask::rig::{Container, ContainerSpec, Network, Node, Pod};
 
+const LIMIT: Duration = Duration::from_secs(60);
 /// Serves `/www` of its root by HTTP.
 const SERVER: &str =
     "mkdir /www && cat > /www/index.html && echo ready && exec httpd -f -p 80 -h /www";
@@ -19,10 +22,15 @@ async fn server<'a>(node: &'a Node, name: &str) -> Result<(Pod<'a>, Container<'a
     Ok((pod, container))
 }
 
+/// A shell's script that prints the page of the server at `address`.
 fn fetch(address: Ipv4Addr) -> String {
-    // The server says that it is ready just before it is.
+    // Debian's static busybox has a wget that crashes. The server says that it is ready just before
+    // it is.
     format!(
-        "for i in $(seq 50); do wget -q -T 10 -O - http://{address}/ && exit; sleep 0.1; done; exit 1"
+        "for i in $(seq 50); do \
+             printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 20 {address} 80 > /tmp/answer && break; \
+             sleep 0.1; \
+         done; grep -q '200 OK' /tmp/answer && tail -n 1 /tmp/answer"
     )
 }
 
@@ -45,7 +53,10 @@ pub async fn pods_reach_each_other(node: &Node) -> Result<()> {
 
 pub async fn the_host_reaches_a_pod_and_a_pod_the_host(node: &Node) -> Result<()> {
     let (pod, container) = server(node, "web").await?;
-    let output = node.host_busybox().args(["sh", "-c", &fetch(pod.address())]).output().await?;
+    // The host's /tmp is the machine's.
+    let answer = node.folder().join("answer").display().to_string();
+    let on_host = fetch(pod.address()).replace("/tmp/answer", &answer);
+    let output = node.host_busybox().args(["sh", "-c", &on_host]).output().await?;
     ensure!(output.stdout == b"web\n", "{output:?}");
 
     let mut server = node.host_busybox();
@@ -68,7 +79,7 @@ pub async fn containers_of_a_pod_share_its_network(node: &Node) -> Result<()> {
 
 pub async fn a_pod_is_removed_in_the_midst_of_its_traffic(node: &Node) -> Result<()> {
     let stayer = node.pod("stayer").await?;
-    let sink = "echo ready; exec nc -lk -p 9000 -e cat > /dev/null";
+    let sink = "echo ready; while :; do nc -l -p 9000 > /dev/null; done";
     let sink_of_stayer = stayer.run(ContainerSpec::shell("sink", sink)).await?;
     sink_of_stayer.printed("ready").await?;
     let leaver = node.pod("leaver").await?;
@@ -84,7 +95,13 @@ pub async fn a_pod_is_removed_in_the_midst_of_its_traffic(node: &Node) -> Result
         let device = stats.network.and_then(|network| network.default_interface);
         anyhow::Ok(device.and_then(|device| device.rx_bytes).context("no counter")?.value)
     };
-    while carried().await? < 1_000_000 {}
+    let flows = async {
+        while carried().await? < 1_000_000 {
+            sleep(Duration::from_millis(20)).await;
+        }
+        anyhow::Ok(())
+    };
+    timeout(LIMIT, flows).await.context("There is no traffic")??;
 
     let gone = leaver.address();
     leaver.remove().await?;
