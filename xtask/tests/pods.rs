@@ -54,6 +54,7 @@ suite! {
             a_container_gets_the_signals_that_are_meant_for_it,
             a_container_is_run_again_in_its_pod,
             a_program_that_does_not_exist_is_named_and_harms_nobody,
+            processes_are_each_containers_own_unless_the_pod_shares_them,
         ;
         files:
             a_volume_is_read_and_written_from_both_sides,

@@ -30,7 +30,9 @@ use super::containerd::{Containerd, Handler, Settings, Snapshotter};
 use super::cri::Cri;
 use super::cri::messages::{
     ContainerConfig, ContainerMetadata, ContainerState, DnsConfig, ImageSpec, KeyValue,
-    LinuxPodSandboxConfig, Mount, PodSandboxConfig, PodSandboxMetadata,
+    LinuxContainerConfig, LinuxContainerResources, LinuxContainerSecurityContext,
+    LinuxPodSandboxConfig, LinuxSandboxSecurityContext, Mount, NamespaceMode, NamespaceOption,
+    PodSandboxConfig, PodSandboxMetadata,
 };
 use super::private_host::PrivateHost;
 use super::remains::{Cgroups, Remains};
@@ -220,7 +222,12 @@ impl Node {
             hostname: name.to_owned(),
             log_directory: self.folder().join("logs").join(name).display().to_string(),
             dns_config: Some(dns),
-            linux: Some(LinuxPodSandboxConfig { cgroup_parent: self.cgroups.path("") }),
+            linux: Some(LinuxPodSandboxConfig {
+                cgroup_parent: self.cgroups.path(""),
+                security_context: Some(LinuxSandboxSecurityContext {
+                    namespace_options: namespaces(NamespaceMode::Container),
+                }),
+            }),
             ..PodSandboxConfig::default()
         }
     }
@@ -354,7 +361,14 @@ pub struct ContainerSpec(pub ContainerConfig);
 impl ContainerSpec {
     /// Runs `command` of the image of all pods; it logs to `<name>.log`.
     pub fn new(name: &str, command: &[&str]) -> Self {
+        let linux = LinuxContainerConfig {
+            security_context: Some(LinuxContainerSecurityContext {
+                namespace_options: namespaces(NamespaceMode::Container),
+            }),
+            ..LinuxContainerConfig::default()
+        };
         Self(ContainerConfig {
+            linux: Some(linux),
             metadata: Some(ContainerMetadata { name: name.to_owned(), attempt: 0 }),
             image: Some(ImageSpec { image: oci_image::NAME.to_owned() }),
             command: command.iter().map(|&word| word.to_owned()).collect(),
@@ -366,6 +380,21 @@ impl ContainerSpec {
     /// Runs the shell `script`.
     pub fn shell(name: &str, script: &str) -> Self {
         Self::new(name, &["sh", "-c", script])
+    }
+
+    /// Sets what it may consume.
+    #[must_use]
+    pub fn limits(mut self, resources: LinuxContainerResources) -> Self {
+        self.0.linux.get_or_insert_default().resources = Some(resources);
+        self
+    }
+
+    /// Makes it see the processes of its pod. The pod must be asked for the same.
+    #[must_use]
+    pub fn sharing_processes(mut self) -> Self {
+        let context = self.0.linux.get_or_insert_default().security_context.get_or_insert_default();
+        context.namespace_options = namespaces(NamespaceMode::Pod);
+        self
     }
 
     /// Sets an environment variable.
@@ -474,7 +503,11 @@ impl Container<'_> {
         };
         match timeout(LIMIT, printed).await {
             Ok(outcome) => outcome,
-            Err(_) => bail!("'{text}' was not printed within {LIMIT:?}: {:?}", self.log()?),
+            Err(_) => {
+                let log = self.log()?;
+                let last = &log[log.len().saturating_sub(5)..];
+                bail!("'{text}' was not printed within {LIMIT:?}; the last lines are {last:?}")
+            }
         }
     }
 
@@ -493,6 +526,12 @@ impl Container<'_> {
     pub async fn remove(self) -> Result<()> {
         self.node.cri().remove_container(&self.id).await
     }
+}
+
+/// What a kubelet asks for: network and shared memory are the pod's, `processes` are as said.
+pub fn namespaces(processes: NamespaceMode) -> Option<NamespaceOption> {
+    let shared = NamespaceMode::Pod.into();
+    Some(NamespaceOption { network: shared, pid: processes.into(), ipc: shared })
 }
 
 /// How a command in a container ended.

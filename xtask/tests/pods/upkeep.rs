@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::time::timeout;
 use xtask::rig::cri::messages::{
-    ContainerState, LinuxContainerConfig, LinuxContainerResources, PodSandboxState, UInt64Value,
+    ContainerState, LinuxContainerResources, PodSandboxState, UInt64Value,
 };
 use xtask::rig::{ContainerSpec, Network, Node, oci_image};
 
@@ -47,12 +47,6 @@ pub async fn consumption_is_counted_by_container_and_by_pod(node: &Node) -> Resu
     Ok(())
 }
 
-fn limited(name: &str, command: &[&str], resources: LinuxContainerResources) -> ContainerSpec {
-    let mut spec = ContainerSpec::new(name, command);
-    spec.0.linux = Some(LinuxContainerConfig { resources: Some(resources) });
-    spec
-}
-
 pub async fn limits_hold_from_the_start_and_can_be_changed(node: &Node) -> Result<()> {
     let pod = node.pod("limits").await?;
     let limits = |memory_limit_in_bytes, cpu_shares| LinuxContainerResources {
@@ -60,7 +54,7 @@ pub async fn limits_hold_from_the_start_and_can_be_changed(node: &Node) -> Resul
         cpu_shares,
         ..LinuxContainerResources::default()
     };
-    let spec = limited("limited", &["sleep", "1000000"], limits(64 * MIB, 512));
+    let spec = ContainerSpec::new("limited", &["sleep", "1000000"]).limits(limits(64 * MIB, 512));
     let container = pod.run(spec).await?;
     assert_eq!(container.shell(MEMORY_LIMIT).await?, format!("{}\n", 64 * MIB));
     let shares = container.shell(SHARES).await?;
@@ -75,7 +69,8 @@ pub async fn who_takes_too_much_memory_is_killed_and_the_reason_told(node: &Node
     let bystander = pod.idle("bystander").await?;
     let limits = LinuxContainerResources { memory_limit_in_bytes: 16 * MIB, ..Default::default() };
     // It keeps all that it reads until a line ends.
-    let greedy = pod.run(limited("greedy", &["tail", "/dev/zero"], limits)).await?;
+    let greedy =
+        pod.run(ContainerSpec::new("greedy", &["tail", "/dev/zero"]).limits(limits)).await?;
     assert_eq!(greedy.ended().await?, 137);
     let reason = async {
         while node.cri().container_status(greedy.id()).await?.reason != "OOMKilled" {}
