@@ -21,6 +21,7 @@ mod annotations;
 pub mod dan;
 mod error;
 mod host;
+mod judge;
 mod keys;
 mod load;
 mod model;
