@@ -13,6 +13,7 @@
 //! One; calls are made one after the other.
 
 pub mod cli;
+pub mod cni;
 pub mod node;
 mod run;
 mod tables;

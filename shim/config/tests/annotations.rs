@@ -106,7 +106,7 @@ fn a_bad_value_is_refused_with_annotation_and_remedy() {
         ("default_memory", "2G", "number from 0 to"),
         ("default_memory", "20000", "default_maxmemory allows 16384 MiB"),
         ("default_vcpus", "many", "number from"),
-        ("enable_hugepages", "yes", "true or false"),
+        ("disable_block_device_use", "yes", "true or false"),
         ("virtio_fs_extra_args", "[1]", "JSON list"),
         ("virtio_fs_cache", "sometimes", "never"),
         ("network_queues", "0", "1 to 64"),

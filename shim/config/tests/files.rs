@@ -6,9 +6,7 @@ use std::{
     time::Duration,
 };
 
-use kata_config::{
-    BlockDriver, CacheMode, Host, HypervisorKind, KataConfig, Loaded, SharedFs, load, parse,
-};
+use kata_config::{CacheMode, Host, HypervisorKind, KataConfig, Loaded, SharedFs, load, parse};
 
 const HOST: Host = Host { cpus: 8, memory_mib: 16_384 };
 
@@ -67,7 +65,6 @@ fn the_dialects_differ_where_kata_differs() {
     let (rs, clh, go) = (rs.config, clh.config, go.config);
     assert_eq!(rs.hypervisor.kind, HypervisorKind::Qemu);
     assert_eq!(clh.hypervisor.kind, HypervisorKind::CloudHypervisor);
-    assert_eq!(clh.hypervisor.block_device_driver, BlockDriver::VirtioBlkPci);
     assert_eq!(rs.hypervisor.overhead_memory_mib, Some(128));
     assert_eq!(go.hypervisor.overhead_memory_mib, None);
     assert_eq!(clh.agent.create_container_timeout, Duration::from_secs(30));
@@ -123,7 +120,8 @@ fn wrong_types_and_ranges_are_refused_with_place_value_and_remedy() {
         ("[hypervisor.qemu]\nenable_annotations = [\"(\"]", "no regular expression"),
         ("[hypervisor.qemu]\nvalid_hypervisor_paths = [\"a[\"]", "no glob"),
         ("[hypervisor.qemu]\ndefault_vcpus = nan", "-4096 to 4096"),
-        ("[hypervisor.qemu]\nenable_hugepages = 1", "true or false"),
+        ("[hypervisor.qemu]\nenable_debug = 1", "true or false"),
+        ("[hypervisor.qemu]\nvirtio_fs_queue_size = 48", "power of two from 16 to 1024"),
         ("[hypervisor.qemu]\nvirtio_fs_extra_args = \"-d\"", "list of texts"),
         ("[hypervisor.qemu]\nvirtio_fs_extra_args = [1]", "list of texts"),
         ("[hypervisor.qemu]\nmachine_type = \"pc\"", "q35, microvm"),
@@ -224,22 +222,6 @@ fn times_are_converted_from_the_unit_of_their_dialect() {
     let both =
         "[runtime]\ncreate_container_timeout = 5\n[agent.kata]\ncreate_container_timeout = 6";
     assert_eq!(config(both).agent.create_container_timeout, Duration::from_secs(6));
-}
-
-#[test]
-fn block_drivers_are_understood_by_both_names() {
-    for (name, driver) in [
-        ("virtio-blk", BlockDriver::VirtioBlkPci),
-        ("virtio-blk-pci", BlockDriver::VirtioBlkPci),
-        ("virtio-mmio", BlockDriver::VirtioBlkMmio),
-        ("virtio-blk-mmio", BlockDriver::VirtioBlkMmio),
-        ("nvdimm", BlockDriver::VirtioPmem),
-        ("virtio-pmem", BlockDriver::VirtioPmem),
-        ("virtio-scsi", BlockDriver::VirtioScsi),
-    ] {
-        let text = format!("[hypervisor.qemu]\nblock_device_driver = \"{name}\"");
-        assert_eq!(config(&text).hypervisor.block_device_driver, driver, "{name}");
-    }
 }
 
 #[test]

@@ -34,14 +34,9 @@ const VERSION_TIMEOUT: Duration = Duration::from_secs(5);
 pub const SHIM: &str = "containerd-shim-slipway-v2";
 /// The runtime's name in containerd's configuration.
 pub const RUNTIME: &str = "io.containerd.slipway.v2";
-/// Where distributions and Kata put virtiofsd, none of it in `PATH`.
-const VIRTIOFSD_PLACES: [&str; 5] = [
-    "/usr/libexec/virtiofsd",
-    "/usr/lib/virtiofsd",
-    "/usr/lib/qemu/virtiofsd",
-    "/usr/libexec/qemu/virtiofsd",
-    "/opt/kata/libexec/virtiofsd",
-];
+/// Where distributions put virtiofsd, none of it in `PATH`; the shim looks here too.
+const VIRTIOFSD_PLACES: [&str; 3] =
+    ["/usr/libexec/virtiofsd", "/usr/lib/virtiofsd", "/usr/lib/qemu/virtiofsd"];
 /// Where CNI plugins are.
 const CNI_PLACES: [&str; 2] = ["/opt/cni/bin/slipway-cni", "/usr/lib/cni/slipway-cni"];
 
