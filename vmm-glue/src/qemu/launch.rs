@@ -126,7 +126,8 @@ fn check_machine(spec: CheckedSpec<'_>) -> Result<(), VmmError> {
 }
 
 /// Whether the guest finds ACPI, and with it a power button, a way to switch itself off, further
-/// CPUs and plugged memory.
+/// CPUs, plugged memory and plugged disks (Linux drives a port's own hot-plug too, but through the
+/// 8259 controllers it hears of no plugged disk).
 ///
 /// It does, but where all it would bring is a slow boot: its interpreter is a seventh of all the
 /// code that a boot runs, which TCG must translate first. A q35 guest with one CPU does with the
@@ -137,6 +138,7 @@ pub(super) fn has_acpi(spec: &VmSpec) -> bool {
         || spec.machine == Machine::Microvm
         || spec.vcpus > 1
         || spec.vcpus_max.is_some_and(|max| max > 1)
+        || spec.disk_slots > 0
         || spec.memory_max.is_some()
 }
 
@@ -294,6 +296,7 @@ fn machine_parameters(spec: CheckedSpec<'_>, tsc_khz: Option<u32>) -> Vec<String
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::devices::{DiskSpec, ShareSpec};
     use crate::memory::Mib;
     use crate::spec::MacAddr;
 
@@ -321,6 +324,81 @@ mod tests {
         let line = line_of(&spec()).unwrap();
         assert_has(&line, &["virtio-net-pci,disable-legacy=on,vectors=0,"]);
         assert_has(&line, &["virtio-serial-pci,disable-legacy=on,vectors=0,"]);
+    }
+
+    #[test]
+    fn shares_disks_and_channels_are_devices_of_the_machine_s_bus() {
+        let mut spec = spec();
+        spec.shares.push(ShareSpec::new("kataShared", "/run/a/f,s"));
+        spec.disks.push(DiskSpec::readonly("image", "/proc/self/exe"));
+        spec.agent = Some(AgentChannel::Serial { socket: "/run/a/agent".into() });
+        let tcg = [
+            "-chardev socket,id=fs0,path=/run/a/f,,s ",
+            "vhost-user-fs-pci,vectors=0,chardev=fs0,tag=kataShared,queue-size=1024 ",
+            "virtio-blk-pci,disable-legacy=on,vectors=0,bus=pcie.0,addr=1,drive=disk0,id=disk-image ",
+            "-device virtio-serial-pci,disable-legacy=on,vectors=0,id=serial0,max_ports=3 ",
+            "virtserialport,bus=serial0.0,nr=1,chardev=control,name=org.slipway.ctl ",
+            "virtserialport,bus=serial0.0,nr=2,chardev=agent,name=org.slipway.agent ",
+        ];
+        assert_has(&line_of(&spec).unwrap(), &tcg);
+        spec.accel = Accel::Kvm;
+        let kvm = ["vhost-user-fs-pci,vectors=3,", "virtio-blk-pci,disable-legacy=on,vectors=2,"];
+        assert_has(&line_of(&spec).unwrap(), &kvm);
+        spec.machine = Machine::Microvm;
+        let mmio = ["vhost-user-fs-device,chardev", "virtio-blk-device,drive=disk0,"];
+        assert_has(&line_of(&spec).unwrap(), &mmio);
+    }
+
+    #[test]
+    fn a_vsock_is_the_kernel_s_or_a_helper_s() {
+        let mut spec = spec();
+        spec.agent = Some(AgentChannel::VhostVsock { cid: 77 });
+        let device = "vhost-vsock-pci,disable-legacy=on,vectors=0,guest-cid=77 ";
+        assert_has(&line_of(&spec).unwrap(), &[device]);
+        spec.agent = Some(AgentChannel::VhostUserVsock { socket: "/run/a/v".into() });
+        let device = "vhost-user-vsock-pci,disable-legacy=on,vectors=0,chardev=vsock ";
+        assert_has(&line_of(&spec).unwrap(), &["-chardev socket,id=vsock,path=/run/a/v ", device]);
+        spec.agent = Some(AgentChannel::Hybrid { socket: "/run/a/v".into(), cid: 3 });
+        let error = line_of(&spec).unwrap_err().to_string();
+        assert!(error.contains("vhost-device-vsock"), "{error}");
+    }
+
+    #[test]
+    fn a_disk_that_is_not_there_is_named_before_qemu_starts() {
+        let mut spec = spec();
+        spec.disks.push(DiskSpec::readonly("image", "/nowhere/image"));
+        let error = line_of(&spec).unwrap_err();
+        assert!(matches!(error, VmmError::Disk { .. }), "{error}");
+        assert!(error.to_string().contains("'image' (/nowhere/image)"), "{error}");
+    }
+
+    #[test]
+    fn room_for_cpus_and_disks_is_made_only_when_asked_for() {
+        let mut spec = spec();
+        assert_has(&line_of(&spec).unwrap(), &["-smp 1 "]);
+        (spec.vcpus_max, spec.disk_slots) = (Some(4), 2);
+        let line = line_of(&spec).unwrap();
+        let ports = [
+            "pcie-root-port,id=port0,bus=pcie.0,addr=1e,chassis=1,slot=1 ",
+            "pcie-root-port,id=port1,bus=pcie.0,addr=1d,chassis=2,slot=2 ",
+        ];
+        assert_has(&line, &["-smp cpus=1,maxcpus=4 ", "-accel tcg ", ports[0], ports[1]]);
+        spec.machine = Machine::Microvm;
+        assert!(matches!(line_of(&spec), Err(VmmError::Unsupported { .. })));
+        spec.vcpus_max = None;
+        assert!(line_of(&spec).unwrap_err().to_string().contains("disk hot-add"));
+    }
+
+    #[test]
+    fn a_bus_has_no_more_than_its_slots() {
+        let mut spec = spec();
+        // With the NIC and the serial device.
+        spec.disk_slots = 24;
+        spec.shares = (0..4).map(|i| ShareSpec::new(format!("t{i}"), format!("/{i}"))).collect();
+        assert!(line_of(&spec).is_ok());
+        spec.shares.push(ShareSpec::new("one-more", "/more"));
+        let error = line_of(&spec).unwrap_err().to_string();
+        assert!(error.contains("31 PCI devices") && error.contains("at most 30"), "{error}");
     }
 
     #[test]
@@ -352,10 +430,12 @@ mod tests {
 
     #[test]
     fn what_only_acpi_tells_the_guest_keeps_acpi() {
-        let changes: [fn(&mut VmSpec); 4] = [
+        let changes: [fn(&mut VmSpec); 6] = [
             |spec| spec.accel = Accel::Kvm,
             |spec| spec.machine = Machine::Microvm,
             |spec| spec.vcpus = 2,
+            |spec| spec.vcpus_max = Some(2),
+            |spec| spec.disk_slots = 1,
             |spec| spec.memory_max = Some(Mib::new(256)),
         ];
         for change in changes {
