@@ -97,7 +97,7 @@ pub fn main(arguments: &Arguments) -> Result<()> {
     }
     let mut guest_dir = None;
     if steps.iter().any(|step| step.privileged) {
-        deps::ensure(&[Purpose::Vm, Purpose::Trace])?;
+        deps::ensure(&[Purpose::Vm, Purpose::Share, Purpose::Trace])?;
         guest::ensure(false)?;
         guest_dir = Some(workspace::target().join("guest"));
     }
