@@ -9,6 +9,7 @@
 //! test compares the two.
 
 mod file;
+mod networks;
 
 use std::{fmt, os::unix::ffi::OsStrExt, path::PathBuf};
 
@@ -17,7 +18,10 @@ use slipway_api::{
     MAX_AGEING_S, MAX_MAC_QUOTA, MAX_QUEUE_PAIRS, MAX_SOCKET_PATH_BYTES, PortDefaults,
 };
 
+use crate::attach::AttachConfig;
+
 pub use file::{ConfigError, Place};
+pub use networks::{Excluded, NetworkConfig, RouteConfig};
 
 /// Where slipwayd looks for its configuration unless it is told.
 pub const DEFAULT_PATH: &str = "/etc/slipway/slipwayd.toml";
@@ -38,7 +42,7 @@ const MAX_IDLE_US: u32 = 10_000_000;
 const MAX_VHOST_MS: u32 = 60_000;
 
 /// The configuration of one slipwayd.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// How the control API is reached.
@@ -53,6 +57,22 @@ pub struct Config {
     pub log: LogConfig,
     /// Time limits of the vhost-user protocol.
     pub vhost: VhostConfig,
+    /// The networks that pods may join.
+    pub networks: Vec<NetworkConfig>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            api: ApiConfig::default(),
+            pmd: PmdConfig::default(),
+            ports: PortsConfig::default(),
+            fdb: FdbConfig::default(),
+            log: LogConfig::default(),
+            vhost: VhostConfig::default(),
+            networks: vec![NetworkConfig::preset()],
+        }
+    }
 }
 
 /// `[api]`
@@ -199,8 +219,8 @@ impl Default for VhostConfig {
 /// A value that cannot be used: which, why, and what to write instead.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BadValue {
-    /// The key with its section: `pmd.burst_frames`.
-    pub key: &'static str,
+    /// The key with its section: `pmd.burst_frames`, `networks[1].ranges`.
+    pub key: String,
     /// The value as it would be written.
     pub value: String,
     /// What is allowed.
@@ -228,7 +248,18 @@ impl Config {
         self.pmd.check()?;
         self.ports.check()?;
         self.fdb.check()?;
-        self.vhost.check()
+        self.vhost.check()?;
+        networks::check(&self.networks)
+    }
+
+    /// What attachments are made of.
+    #[must_use]
+    pub fn attachments(&self) -> AttachConfig {
+        AttachConfig {
+            networks: self.networks.clone(),
+            socket_dir: self.ports.run_dir.join("vm"),
+            store_dir: Some(self.ports.run_dir.join("attachments")),
+        }
     }
 
     /// What fills in the fields that a request for a port leaves out.
@@ -328,12 +359,12 @@ impl VhostConfig {
 }
 
 fn bad(
-    key: &'static str,
+    key: impl Into<String>,
     value: impl fmt::Display,
     rule: impl Into<String>,
     remedy: impl Into<String>,
 ) -> BadValue {
-    BadValue { key, value: value.to_string(), rule: rule.into(), remedy: remedy.into() }
+    BadValue { key: key.into(), value: value.to_string(), rule: rule.into(), remedy: remedy.into() }
 }
 
 fn within<T: PartialOrd + fmt::Display>(
@@ -371,7 +402,7 @@ mod tests {
     }
 
     /// What `check` says after `change` to the defaults.
-    fn refused(change: impl FnOnce(&mut Config)) -> &'static str {
+    fn refused(change: impl FnOnce(&mut Config)) -> String {
         let mut config = Config::default();
         change(&mut config);
         let error = config.check().expect_err("the value cannot be used");

@@ -18,7 +18,9 @@ use std::time::Duration;
 
 use anyhow::Context;
 use nix::sys::signal::{SigSet, Signal};
+use slipway_api::confine::refuse_netlink;
 
+use crate::attach::Attachments;
 use crate::config::Config;
 use crate::control::peer::PeerPolicy;
 use crate::control::server::ApiServer;
@@ -44,6 +46,8 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         .create(&ports.socket_dir)
         .with_context(|| format!("Failed to make the folder {}", ports.socket_dir.display()))?;
 
+    // The host's network is set up before this line, if at all; what comes after it cannot touch it.
+    refuse_netlink()?;
     let vhost = VhostThread::spawn(VhostConfig {
         message_deadline: Duration::from_millis(config.vhost.message_deadline_ms.into()),
         reconnect_max: Duration::from_millis(config.vhost.reconnect_max_ms.into()),
@@ -64,7 +68,11 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         fdb_capacity: config.fdb.capacity as usize,
         ageing_s: config.fdb.ageing_s,
     };
-    let switch = Switch::start(switch, vhost, seeds()).context("Failed to start the switch")?;
+    let attachments = Attachments::open(config.attachments())?;
+    let switch = Switch::start(switch, vhost, seeds())
+        .context("Failed to start the switch")?
+        .with_attachments(attachments)
+        .context("Failed to restore the attachments of pods")?;
     let policy = PeerPolicy::new(group);
     let api = ApiServer::start(socket, policy, Arc::new(switch))
         .context("Failed to start the control API")?;

@@ -27,9 +27,10 @@
 //! [`vhost::mem`] is the only way to a guest's bytes. `unsafe` is there, in [`vhost::sigbus`] and
 //! [`vhost::unblock`] (signal handlers), in [`vhost::stream`] (descriptors arrive as numbers), and in
 //! the memory of `testing`'s guest; nowhere else. Only [`clock`] reads time. [`stats`] says what is counted,
-//! and by which law. [`control`] turns desired state into published state; [`daemon`] is all of it,
-//! running by a [`config`].
+//! and by which law. [`control`] turns desired state into published state; [`attach`] gives pods
+//! their addresses ([`ipam`]) and ports; [`daemon`] is all of it, running by a [`config`].
 
+pub mod attach;
 pub mod clock;
 pub mod config;
 pub mod control;
@@ -37,6 +38,7 @@ pub mod daemon;
 pub mod fdb;
 pub mod flow;
 pub mod frame;
+pub mod ipam;
 pub mod offload;
 pub mod pipeline;
 pub mod pmd;
