@@ -185,7 +185,10 @@ mod tests {
         let expected = "/s/ebbc8db3e8a0a1d4ea5f7cb6ee4a5b9a";
         assert_eq!(path.parent(), Path::new(expected).parent());
         assert_eq!(path.file_name().unwrap().len(), 64);
-        assert_ne!(path, socket_path(Path::new("/s"), "/run/containerd/containerd.sock", "default", "b"));
+        assert_ne!(
+            path,
+            socket_path(Path::new("/s"), "/run/containerd/containerd.sock", "default", "b")
+        );
     }
 
     #[test]
@@ -211,7 +214,8 @@ mod tests {
     #[test]
     fn the_answer_is_a_plain_address_unless_parameters_were_sent() {
         assert_eq!(answer("unix:///s/1".into(), false).unwrap(), b"unix:///s/1");
-        let result = BootstrapResult::parse_from_bytes(&answer("unix:///s/1".into(), true).unwrap());
+        let result =
+            BootstrapResult::parse_from_bytes(&answer("unix:///s/1".into(), true).unwrap());
         let result = result.unwrap();
         assert_eq!((result.version, result.protocol.as_str()), (3, "ttrpc"));
         assert_eq!(result.address, "unix:///s/1");

@@ -67,9 +67,9 @@ fn config_path(any: &Any) -> Result<Option<PathBuf>> {
                 path = Some(stream.read_string()?);
             } else {
                 let wire = containerd_shim_protos::protobuf::rt::WireType::new(tag & 7);
-                let unknown = containerd_shim_protos::protobuf::Error::from(
-                    std::io::Error::from(std::io::ErrorKind::InvalidData),
-                );
+                let unknown = containerd_shim_protos::protobuf::Error::from(std::io::Error::from(
+                    std::io::ErrorKind::InvalidData,
+                ));
                 stream.skip_field(wire.ok_or(unknown)?)?;
             }
         }

@@ -387,7 +387,10 @@ async fn prepare_guest(
         if !network.neighbours.ARPNeighbors.is_empty() {
             let mut request = AddARPNeighborsRequest::new();
             request.neighbors = MessageField::some(network.neighbours.clone());
-            agent.add_arp_neighbors(&request).await.context("Failed to set the guest's neighbours")?;
+            agent
+                .add_arp_neighbors(&request)
+                .await
+                .context("Failed to set the guest's neighbours")?;
         }
         if !network.routes.Routes.is_empty() {
             let mut request = UpdateRoutesRequest::new();
