@@ -40,7 +40,7 @@ pub use node::Node;
 pub use pod::{Container, ContainerSpec, Executed, LogLine, Pod, namespaces, write_volume};
 pub use private_host::PrivateHost;
 pub use remains::{Cgroups, Remains};
-pub use runtime::{Network, RUNC, Runtime, SLIPWAY};
+pub use runtime::{Network, RUNC, Runtime, SLIPWAY, slipway_programs};
 pub use slipwayd::{Slipwayd, last_core, program};
 
 fn write(path: &Path, contents: &str) -> Result<()> {

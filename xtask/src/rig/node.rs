@@ -58,17 +58,17 @@ impl Node {
     /// # Errors
     /// We are not root, packages are missing, or one of the parts does not start, in its words.
     pub async fn start(runtime: Runtime) -> Result<Self> {
-        Self::start_under(runtime, |_, _| Vec::new()).await
+        Self::start_under(runtime, |_| Vec::new()).await
     }
 
     /// The same, with containerd and the switch under wrappers, see [`vmm_glue::VmSpec::wrapper`].
-    /// `wrapper` is told the node's folder and who is to be wrapped.
+    /// `wrapper` is told who is to be wrapped.
     ///
     /// # Errors
     /// See [`Node::start`].
     pub async fn start_under(
         runtime: Runtime,
-        mut wrapper: impl FnMut(&Path, &str) -> Vec<String>,
+        mut wrapper: impl FnMut(&str) -> Vec<String>,
     ) -> Result<Self> {
         let image = task::spawn_blocking(oci_image::ensure).await.context("No thread")??;
         let folder = tempfile::Builder::new().prefix("slipway-node-").tempdir();
@@ -77,7 +77,7 @@ impl Node {
         let name = path.file_name().context("The folder has no name")?;
         let cgroups = Cgroups::below(&name.to_string_lossy());
         let host = PrivateHost::start().await?;
-        let switch_wrapper = wrapper(path, "slipwayd");
+        let switch_wrapper = wrapper("slipwayd");
         let parts = runtime.start(&host, path, &switch_wrapper).await?;
         let Parts { handler, programs, plugins, slipwayd } = parts;
         let config = handler.config.clone();
@@ -87,7 +87,7 @@ impl Node {
             plugins,
             handlers: vec![handler],
             snapshotter: Snapshotter::Overlayfs,
-            wrapper: wrapper(path, "containerd"),
+            wrapper: wrapper("containerd"),
         };
         let containerd = Containerd::start(&host, settings).await?;
         containerd.import(&host, &image.archive).await?;
@@ -127,6 +127,15 @@ impl Node {
     /// The host: what reaches pods from outside runs there.
     pub fn host(&self) -> &PrivateHost {
         &self.host
+    }
+
+    /// The namespaces of all pods' networks, for `nsenter` on the host.
+    ///
+    /// # Errors
+    /// The host is gone.
+    pub fn pod_namespaces(&self) -> Result<Vec<PathBuf>> {
+        let names = self.host.namespaces()?;
+        Ok(names.iter().map(|name| Path::new("/run/netns").join(name)).collect())
     }
 
     /// For the caller's files, too.

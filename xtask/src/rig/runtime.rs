@@ -102,7 +102,7 @@ impl Runtime {
             }),
             Network::Slipwayd => {
                 let programs =
-                    task::spawn_blocking(programs).await.context("A build panicked")??;
+                    task::spawn_blocking(slipway_programs).await.context("A build panicked")??;
                 let run_dir = folder.join("slipwayd");
                 fs::create_dir_all(&run_dir)?;
                 let wrapper = [host.wrapper().as_slice(), wrapper].concat();
@@ -187,7 +187,10 @@ acceleration = "tcg"
 
 /// The folder of slipway's programs: `SLIPWAY_PROGRAMS`, or that of the release build of this tree, made
 /// if need be. Blocks meanwhile.
-fn programs() -> Result<PathBuf> {
+///
+/// # Errors
+/// One of them is not there, or does not compile.
+pub fn slipway_programs() -> Result<PathBuf> {
     static BUILT: Mutex<Option<PathBuf>> = Mutex::new(None);
     if let Some(folder) = std::env::var_os("SLIPWAY_PROGRAMS") {
         let folder = PathBuf::from(folder);
