@@ -77,8 +77,7 @@ impl Node {
         let name = path.file_name().context("The folder has no name")?;
         let cgroups = Cgroups::below(&name.to_string_lossy());
         let host = PrivateHost::start().await?;
-        let switch_wrapper = wrapper("slipwayd");
-        let parts = runtime.start(&host, path, &switch_wrapper).await?;
+        let parts = runtime.start(&host, path, &mut wrapper).await?;
         let Parts { handler, programs, plugins, slipwayd } = parts;
         let config = handler.config.clone();
         let settings = Settings {

@@ -79,7 +79,7 @@ pub struct Parts {
 
 impl Runtime {
     /// Starts what the runtime needs on `host`, with files in `folder`. Programs that are not built
-    /// yet are, which takes minutes. The switch runs under `wrapper`, see
+    /// yet are, which takes minutes. `wrapper` tells what the switch is to run under, if there is one, see
     /// [`vmm_glue::VmSpec::wrapper`].
     ///
     /// # Errors
@@ -88,7 +88,7 @@ impl Runtime {
         self,
         host: &PrivateHost,
         folder: &Path,
-        wrapper: &[String],
+        wrapper: &mut impl FnMut(&str) -> Vec<String>,
     ) -> Result<Parts> {
         let stock = |name: &&str| Path::new(STOCK_PLUGINS).join(name);
         let Self { handler: name, runtime_type, network, .. } = self;
@@ -105,7 +105,7 @@ impl Runtime {
                     task::spawn_blocking(slipway_programs).await.context("A build panicked")??;
                 let run_dir = folder.join("slipwayd");
                 fs::create_dir_all(&run_dir)?;
-                let wrapper = [host.wrapper().as_slice(), wrapper].concat();
+                let wrapper = [host.wrapper(), wrapper("slipwayd")].concat();
                 let program = programs.join("slipwayd");
                 let slipwayd = Slipwayd::start(&program, &run_dir, last_core()?, &wrapper).await?;
                 let config = folder.join("configuration.toml");
