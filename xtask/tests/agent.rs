@@ -3,8 +3,10 @@
 //!
 //! They need QEMU, virtiofsd (and so root) and the guest image (`cargo xtask guest`), but not KVM.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use kata_agent_protocol::AGENT_PORT;
 use kata_agent_protocol::agent::*;
 use kata_agent_protocol::oci;
 use kata_agent_protocol::protobuf::MessageField;
@@ -13,6 +15,7 @@ use tempfile::TempDir;
 use vmm_glue::agent::{Agent, AgentAddress};
 use vmm_glue::qemu::Qemu;
 use vmm_glue::sharefs::{Virtiofsd, VirtiofsdSpec};
+use vmm_glue::vsock::{FIRST_CID, VsockDevice, VsockDeviceSpec};
 use vmm_glue::{AgentChannel, Mib, ShareSpec, Vm, VmSpec};
 use xtask::rig::Image;
 
@@ -26,11 +29,17 @@ struct Rig {
     agent: Agent,
     address: AgentAddress,
     _share: Virtiofsd,
+    _vsock: Option<VsockDevice>,
     _folder: TempDir,
 }
 
 impl Rig {
+    /// Over the serial port, which every host has.
     async fn boot() -> Self {
+        Self::boot_with(false).await
+    }
+
+    async fn boot_with(has_vsock: bool) -> Self {
         let image = Image::find().unwrap_or_else(|error| panic!("{error:#}"));
         let folder = tempfile::tempdir().unwrap();
         let (fs, serial) = (folder.path().join("fs.sock"), folder.path().join("agent.sock"));
@@ -44,16 +53,25 @@ impl Rig {
         spec.memory = Mib::new(256);
         spec.boot_timeout = LIMIT;
         spec.shares = vec![ShareSpec::new("kataShared", fs)];
-        let channel = AgentChannel::Serial { socket: serial };
-        let address = channel.address().unwrap();
-        spec.agent = Some(channel);
+        let vsock = if has_vsock { Some(vsock(folder.path()).await) } else { None };
+        let address = match &vsock {
+            Some((device, socket)) => {
+                spec.agent = Some(AgentChannel::VhostUserVsock { socket: socket.clone() });
+                device.address(AGENT_PORT)
+            }
+            None => {
+                spec.agent = Some(AgentChannel::Serial { socket: serial.clone() });
+                AgentAddress::Unix(serial)
+            }
+        };
         let qemu = Qemu::discover().await.unwrap_or_else(|error| panic!("{error}"));
         let vm = qemu.boot(&spec).await.unwrap_or_else(|error| panic!("{error}"));
         let ended = async { vm.wait().await.to_string() };
         let agent = Agent::connect(&address, LIMIT, ended).await;
         let agent = agent.unwrap_or_else(|error| panic!("{error}\n{}", vm.console().tail(20)));
         let agent = agent.with_time_limit(LIMIT);
-        Self { vm: Box::new(vm), agent, address, _share: share, _folder: folder }
+        let vsock = vsock.map(|(device, _)| device);
+        Self { vm: Box::new(vm), agent, address, _share: share, _vsock: vsock, _folder: folder }
     }
 
     async fn create_sandbox(&self) {
@@ -155,6 +173,30 @@ impl Rig {
     }
 }
 
+/// A vsock device and its vhost-user socket.
+async fn vsock(folder: &Path) -> (VsockDevice, PathBuf) {
+    let socket = folder.join("vsock.sock");
+    let spec = VsockDeviceSpec {
+        name: "vsock".to_owned(),
+        program: VsockDevice::find().unwrap_or_else(|error| panic!("{error}")),
+        socket: socket.clone(),
+        uds_path: folder.join("guest.sock"),
+        guest_cid: FIRST_CID,
+        cgroup_procs: Vec::new(),
+    };
+    (VsockDevice::spawn(spec).await.unwrap_or_else(|error| panic!("{error}")), socket)
+}
+
+#[tokio::test]
+#[ignore = "needs vhost-device-vsock, which no package brings"]
+async fn a_container_is_run_over_vsock() {
+    let rig = Rig::boot_with(true).await;
+    rig.create_sandbox().await;
+    rig.run("c1", "seq 200000; exit 7", 0).await;
+    let (status, output) = rig.end("c1").await;
+    assert_eq!((status, output.lines().count()), (7, 200_000));
+}
+
 #[tokio::test]
 async fn a_container_in_a_guest_runs_what_the_host_shares() {
     let rig = Rig::boot().await;
@@ -187,7 +229,7 @@ async fn a_container_that_runs_out_of_memory_is_told_by_name() {
 async fn hosts_come_and_go_and_the_sandbox_stays() {
     let rig = Rig::boot().await;
     rig.create_sandbox().await;
-    let Rig { vm, agent, address, _share, _folder } = rig;
+    let Rig { vm, agent, address, _share, _vsock, _folder } = rig;
     drop(agent);
     for _ in 0..3 {
         let ended = async { vm.wait().await.to_string() };
