@@ -4,6 +4,7 @@
 //! They need QEMU, virtiofsd (and so root) and the guest image (`cargo xtask guest`), but not KVM.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use kata_agent_protocol::AGENT_PORT;
@@ -16,7 +17,7 @@ use vmm_glue::agent::{Agent, AgentAddress};
 use vmm_glue::qemu::Qemu;
 use vmm_glue::sharefs::{Virtiofsd, VirtiofsdSpec};
 use vmm_glue::vsock::{FIRST_CID, VsockDevice, VsockDeviceSpec};
-use vmm_glue::{AgentChannel, Mib, ShareSpec, Vm, VmSpec};
+use vmm_glue::{AgentChannel, DiskAddress, DiskSpec, Mib, ShareSpec, Vm, VmSpec};
 use xtask::rig::Image;
 
 /// For what takes seconds on an idle machine.
@@ -28,6 +29,7 @@ struct Rig {
     vm: Box<dyn Vm>,
     agent: Agent,
     address: AgentAddress,
+    disk: Option<DiskAddress>,
     _share: Virtiofsd,
     _vsock: Option<VsockDevice>,
     _folder: TempDir,
@@ -36,10 +38,10 @@ struct Rig {
 impl Rig {
     /// Over the serial port, which every host has.
     async fn boot() -> Self {
-        Self::boot_with(false).await
+        Self::boot_with(false, Vec::new()).await
     }
 
-    async fn boot_with(has_vsock: bool) -> Self {
+    async fn boot_with(has_vsock: bool, disks: Vec<DiskSpec>) -> Self {
         let image = Image::find().unwrap_or_else(|error| panic!("{error:#}"));
         let folder = tempfile::tempdir().unwrap();
         let (fs, serial) = (folder.path().join("fs.sock"), folder.path().join("agent.sock"));
@@ -52,6 +54,7 @@ impl Rig {
         spec.cmdline = command_line(true);
         spec.memory = Mib::new(256);
         spec.boot_timeout = LIMIT;
+        spec.disks = disks;
         spec.shares = vec![ShareSpec::new("kataShared", fs)];
         let vsock = if has_vsock { Some(vsock(folder.path()).await) } else { None };
         let address = match &vsock {
@@ -64,6 +67,7 @@ impl Rig {
                 AgentAddress::Unix(serial)
             }
         };
+        let disk = spec.disk_address(0);
         let qemu = Qemu::discover().await.unwrap_or_else(|error| panic!("{error}"));
         let vm = qemu.boot(&spec).await.unwrap_or_else(|error| panic!("{error}"));
         let ended = async { vm.wait().await.to_string() };
@@ -71,7 +75,8 @@ impl Rig {
         let agent = agent.unwrap_or_else(|error| panic!("{error}\n{}", vm.console().tail(20)));
         let agent = agent.with_time_limit(LIMIT);
         let vsock = vsock.map(|(device, _)| device);
-        Self { vm: Box::new(vm), agent, address, _share: share, _vsock: vsock, _folder: folder }
+        let vm = Box::new(vm);
+        Self { vm, agent, address, disk, _share: share, _vsock: vsock, _folder: folder }
     }
 
     async fn create_sandbox(&self) {
@@ -92,6 +97,11 @@ impl Rig {
 
     /// Creates and starts a container that runs `script`.
     async fn run(&self, id: &str, script: &str, memory: i64) {
+        self.run_with(id, script, memory, Vec::new()).await;
+    }
+
+    /// As `run`, with storages that the container finds in its `/volume`, if there are any.
+    async fn run_with(&self, id: &str, script: &str, memory: i64, mut storages: Vec<Storage>) {
         let mount = |kind: &str, source: &str, destination: &str, options: &[&str]| oci::Mount {
             type_: kind.to_owned(),
             source: source.to_owned(),
@@ -109,6 +119,9 @@ impl Rig {
         for folder in ["/bin", "/lib", "/lib64"] {
             let source = format!("{SHARED}{folder}");
             mounts.push(mount("bind", &source, folder, &["rbind", "ro"]));
+        }
+        for storage in &storages {
+            mounts.push(mount("bind", &storage.mount_point, "/volume", &["rbind"]));
         }
         let process = oci::Process {
             Args: ["/bin/sh", "-c", script].map(str::to_owned).to_vec(),
@@ -129,12 +142,11 @@ impl Rig {
             mount_point: format!("/run/root-{id}"),
             ..Default::default()
         };
+        let root_path = root.mount_point.clone();
+        storages.push(root);
         let spec = oci::Spec {
             Version: "1.0.2".to_owned(),
-            Root: MessageField::some(oci::Root {
-                Path: root.mount_point.clone(),
-                ..Default::default()
-            }),
+            Root: MessageField::some(oci::Root { Path: root_path, ..Default::default() }),
             Process: MessageField::some(process),
             Mounts: mounts,
             Linux: MessageField::some(linux),
@@ -142,7 +154,7 @@ impl Rig {
         };
         let request = CreateContainerRequest {
             container_id: id.to_owned(),
-            storages: vec![root],
+            storages,
             OCI: MessageField::some(spec),
             ..Default::default()
         };
@@ -190,11 +202,44 @@ async fn vsock(folder: &Path) -> (VsockDevice, PathBuf) {
 #[tokio::test]
 #[ignore = "needs vhost-device-vsock, which no package brings"]
 async fn a_container_is_run_over_vsock() {
-    let rig = Rig::boot_with(true).await;
+    let rig = Rig::boot_with(true, Vec::new()).await;
     rig.create_sandbox().await;
     rig.run("c1", "seq 200000; exit 7", 0).await;
     let (status, output) = rig.end("c1").await;
     assert_eq!((status, output.lines().count()), (7, 200_000));
+}
+
+#[tokio::test]
+async fn a_disk_becomes_a_volume_by_its_node_and_by_its_pci_path() {
+    let folder = tempfile::tempdir().unwrap();
+    let content = folder.path().join("content");
+    std::fs::create_dir(&content).unwrap();
+    std::fs::write(content.join("file"), "on the disk\n").unwrap();
+    let disk = folder.path().join("disk.img");
+    let made = Command::new("/usr/sbin/mke2fs")
+        .args(["-q", "-t", "ext4", "-d"])
+        .args([&content, &disk])
+        .arg("16M")
+        .status();
+    assert!(made.expect("this test needs e2fsprogs").success());
+    let disk = DiskSpec::readonly("volume", disk);
+    let rig = Rig::boot_with(false, vec![disk]).await;
+    rig.create_sandbox().await;
+    let path = rig.disk.clone().expect("there is a disk").to_string();
+    for (id, source) in [("c1", "/dev/vda".to_owned()), ("c2", path)] {
+        let storage = Storage {
+            driver: "blk".to_owned(),
+            source,
+            fstype: "ext4".to_owned(),
+            mount_point: format!("/run/volume-{id}"),
+            options: vec!["ro".to_owned()],
+            ..Default::default()
+        };
+        rig.run_with(id, "cat /volume/file", 0, vec![storage]).await;
+        assert_eq!(rig.end(id).await, (0, "on the disk\n".to_owned()));
+        let remove = RemoveContainerRequest { container_id: id.to_owned(), ..Default::default() };
+        rig.agent.remove_container(&remove).await.unwrap_or_else(|error| panic!("{error}"));
+    }
 }
 
 #[tokio::test]
@@ -229,7 +274,7 @@ async fn a_container_that_runs_out_of_memory_is_told_by_name() {
 async fn hosts_come_and_go_and_the_sandbox_stays() {
     let rig = Rig::boot().await;
     rig.create_sandbox().await;
-    let Rig { vm, agent, address, _share, _vsock, _folder } = rig;
+    let Rig { vm, agent, address, disk: _, _share, _vsock, _folder } = rig;
     drop(agent);
     for _ in 0..3 {
         let ended = async { vm.wait().await.to_string() };
