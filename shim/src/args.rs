@@ -90,7 +90,10 @@ impl Args {
                 "address" => args.address = value()?,
                 "publish-binary" => args.publish_binary = value()?,
                 "id" => args.id = value()?,
-                "bundle" => args.bundle = Some(value()?.into()).filter(|b: &PathBuf| !b.as_os_str().is_empty()),
+                "bundle" => {
+                    args.bundle =
+                        Some(value()?.into()).filter(|b: &PathBuf| !b.as_os_str().is_empty())
+                }
                 // A socket of containerd's choice is what older shims were given; ours is inherited.
                 "socket" => drop(value()?),
                 "debug" => args.debug = inline.is_none_or(|value| value == "true"),

@@ -110,7 +110,8 @@ mod tests {
 
     #[test]
     fn systemd_s_form_of_a_path_is_recognised() {
-        let systemd = CgroupPath::of(Some(Path::new("kubepods-pod1.slice:cri-containerd:abc")), "abc");
+        let systemd =
+            CgroupPath::of(Some(Path::new("kubepods-pod1.slice:cri-containerd:abc")), "abc");
         assert!(systemd.is_systemd);
         assert!(!CgroupPath::of(Some(Path::new("/kubepods/pod1/abc")), "abc").is_systemd);
         assert!(!CgroupPath::of(Some(Path::new("/a:b:c")), "abc").is_systemd);

@@ -325,7 +325,8 @@ impl Container {
         let process = self.process(exec_id)?;
         let exit = match process.state() {
             State::Running => {
-                let runs = format!("Process {exec_id} of container {} runs: kill it first", self.id);
+                let runs =
+                    format!("Process {exec_id} of container {} runs: kill it first", self.id);
                 return Err(TaskError::precondition(runs));
             }
             State::Created => Exit::now(0),
@@ -361,9 +362,8 @@ impl Container {
                 // Its files are released by the guest's end at the latest.
                 tracing::warn!(%error, container = %self.id, "the guest keeps a container");
             }
-            let unshared = pod
-                .with_sandbox(|sandbox| sandbox.share()?.remove_container(&self.id))
-                .await;
+            let unshared =
+                pod.with_sandbox(|sandbox| sandbox.share()?.remove_container(&self.id)).await;
             match unshared {
                 Err(error) if pod.is_up().await => return Err(error),
                 _ => {}

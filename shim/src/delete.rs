@@ -57,7 +57,9 @@ pub async fn clean(host: &Host, id: &str, folder: &Path) -> Result<()> {
     }
     let dir = PodDir::of(&host.pods, id);
     let share = Share::of(&host.shares, id);
-    let record = dir.read()?.unwrap_or_else(|| crate::persist::Record { id: id.to_owned(), ..Default::default() });
+    let record = dir
+        .read()?
+        .unwrap_or_else(|| crate::persist::Record { id: id.to_owned(), ..Default::default() });
     if record.shim.as_ref().is_some_and(|shim| shim.is_alive() && shim.pid != std::process::id()) {
         // It was killed or hangs: containerd has given it up, and its VM must not go on.
         if let Some(shim) = &record.shim {

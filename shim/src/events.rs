@@ -124,10 +124,8 @@ impl Sender {
         }
         let Some(client) = &self.client else { return Ok(()) };
         let mut context = context::with_duration(SEND_LIMIT);
-        context.metadata = HashMap::from([(
-            "containerd-namespace-ttrpc".to_owned(),
-            vec![namespace.to_owned()],
-        )]);
+        context.metadata =
+            HashMap::from([("containerd-namespace-ttrpc".to_owned(), vec![namespace.to_owned()])]);
         client.forward(context, request).await?;
         Ok(())
     }

@@ -95,9 +95,8 @@ fn linux(spec: &mut Spec, drop_seccomp: bool) -> bool {
     }
     linux.set_mount_label(None);
     if let Some(namespaces) = linux.namespaces_mut() {
-        let is_shared = |path: &Option<PathBuf>| {
-            path.as_ref().is_some_and(|path| !path.as_os_str().is_empty())
-        };
+        let is_shared =
+            |path: &Option<PathBuf>| path.as_ref().is_some_and(|path| !path.as_os_str().is_empty());
         namespaces.retain_mut(|namespace| match namespace.typ() {
             // The guest is the network namespace; the others the agent sees to itself.
             LinuxNamespaceType::Network | LinuxNamespaceType::Time | LinuxNamespaceType::Cgroup => {

@@ -38,7 +38,9 @@ pub enum KindError {
         sandbox: &'static str,
     },
     /// A kind that is not known.
-    #[error("The annotation {annotation} is '{value}', but must be sandbox, podsandbox or container")]
+    #[error(
+        "The annotation {annotation} is '{value}', but must be sandbox, podsandbox or container"
+    )]
     Unknown {
         /// The annotation.
         annotation: &'static str,

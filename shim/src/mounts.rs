@@ -69,9 +69,8 @@ pub fn mount_spec(spec: &MountSpec, target: &Path) -> Result<()> {
     if spec.kind == "bind" {
         flags |= MsFlags::MS_BIND;
     }
-    let what = || {
-        format!("Failed to mount {} (type {}) on {}", spec.source, spec.kind, target.display())
-    };
+    let what =
+        || format!("Failed to mount {} (type {}) on {}", spec.source, spec.kind, target.display());
     if data.len() > MAX_DATA_BYTES {
         bail!("{}: its options have {} bytes, and the kernel takes 4095", what(), data.len());
     }
@@ -83,9 +82,7 @@ pub fn mount_spec(spec: &MountSpec, target: &Path) -> Result<()> {
     // The flags of a bind mount take effect with a second call.
     let rest = flags - (MsFlags::MS_BIND | MsFlags::MS_REC);
     if is_bind && !rest.is_empty() {
-        remount_bind(target, rest)
-            .inspect_err(|_| drop(unmount(target)))
-            .with_context(what)?;
+        remount_bind(target, rest).inspect_err(|_| drop(unmount(target))).with_context(what)?;
     }
     Ok(())
 }
@@ -97,9 +94,8 @@ pub fn mount_spec(spec: &MountSpec, target: &Path) -> Result<()> {
 pub fn bind(source: &Path, target: &Path, recursive: bool) -> Result<()> {
     let mut flags = MsFlags::MS_BIND;
     flags.set(MsFlags::MS_REC, recursive);
-    mount(Some(source), target, None::<&str>, flags, None::<&str>).with_context(|| {
-        format!("Failed to bind {} to {}", source.display(), target.display())
-    })
+    mount(Some(source), target, None::<&str>, flags, None::<&str>)
+        .with_context(|| format!("Failed to bind {} to {}", source.display(), target.display()))
 }
 
 /// Sets flags of a bind mount, such as `MS_RDONLY`.
@@ -189,7 +185,8 @@ mod tests {
 
     #[test]
     fn flags_are_told_from_the_file_system_s_own_options() {
-        let (flags, data) = flags_and_data(&options(&["ro", "nosuid", "lowerdir=/a:/b", "index=off"]));
+        let (flags, data) =
+            flags_and_data(&options(&["ro", "nosuid", "lowerdir=/a:/b", "index=off"]));
         assert_eq!(flags, MsFlags::MS_RDONLY | MsFlags::MS_NOSUID);
         assert_eq!(data, "lowerdir=/a:/b,index=off");
     }
@@ -203,7 +200,8 @@ mod tests {
 
     #[test]
     fn mount_points_are_read_with_their_blanks() {
-        let table = b"1 2 0:3 / / rw - ext4 /dev/a rw\n4 1 0:5 / /a\\040b rw shared:1 - tmpfs t rw\n";
+        let table =
+            b"1 2 0:3 / / rw - ext4 /dev/a rw\n4 1 0:5 / /a\\040b rw shared:1 - tmpfs t rw\n";
         let points: Vec<_> = points(table).collect();
         assert_eq!(points, [PathBuf::from("/"), PathBuf::from("/a b")]);
     }

@@ -169,7 +169,8 @@ impl PodNetwork {
             self.neighbours.ARPNeighbors.push(message);
         }
         let dns = &attachment.dns;
-        let mut lines: Vec<_> = dns.nameservers.iter().map(|ip| format!("nameserver {ip}")).collect();
+        let mut lines: Vec<_> =
+            dns.nameservers.iter().map(|ip| format!("nameserver {ip}")).collect();
         lines.extend(dns.domain.iter().map(|domain| format!("domain {domain}")));
         if !dns.search.is_empty() {
             lines.push(format!("search {}", dns.search.join(" ")));

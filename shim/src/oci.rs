@@ -197,7 +197,10 @@ mod tests {
     fn what_a_message_cannot_hold_is_named() {
         let mut message = proto::Root::new();
         let error = fill(&mut message, &serde_json::json!({"path": 7}), "root").unwrap_err();
-        assert_eq!(error.to_string(), "root.path of the OCI specification is 7, but must be a text");
+        assert_eq!(
+            error.to_string(),
+            "root.path of the OCI specification is 7, but must be a text"
+        );
     }
 
     #[test]

@@ -115,9 +115,7 @@ impl PodDir {
         let path = self.0.join(FILE);
         match fs::read(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => {
-                Err(error).with_context(|| format!("Failed to read {}", path.display()))
-            }
+            Err(error) => Err(error).with_context(|| format!("Failed to read {}", path.display())),
             Ok(text) => serde_json::from_slice(&text)
                 .map(Some)
                 .with_context(|| format!("{} is no record of a sandbox", path.display())),

@@ -80,7 +80,9 @@ impl Pod {
     /// `NotFound`
     pub fn container(&self, id: &str) -> TaskResult<Arc<Container>> {
         let found = self.containers().get(id).cloned();
-        found.ok_or_else(|| TaskError::not_found(format!("There is no container {id} in pod {}", self.id)))
+        found.ok_or_else(|| {
+            TaskError::not_found(format!("There is no container {id} in pod {}", self.id))
+        })
     }
 
     /// All containers.

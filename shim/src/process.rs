@@ -173,7 +173,11 @@ impl Process {
 
     async fn ask_to_start(&self, agent: &Agent) -> Result<()> {
         let what = || {
-            format!("Failed to start process {} of container {}", self.name(), self.target.container)
+            format!(
+                "Failed to start process {} of container {}",
+                self.name(),
+                self.target.container
+            )
         };
         match &self.exec {
             None => {

@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::MessageField;
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::sandbox_api as api;
 use containerd_shim_protos::sandbox_async::{Sandbox, create_sandbox};
 use containerd_shim_protos::ttrpc;
@@ -53,9 +53,10 @@ impl SandboxService {
     fn check(&self, id: &str) -> TaskResult<()> {
         match id == self.pod.id {
             true => Ok(()),
-            false => {
-                Err(TaskError::not_found(format!("This is the shim of {}, not of {id}", self.pod.id)))
-            }
+            false => Err(TaskError::not_found(format!(
+                "This is the shim of {}, not of {id}",
+                self.pod.id
+            ))),
         }
     }
 

@@ -286,4 +286,3 @@ async fn deliver(agent: &Agent, target: &Target, mut data: &[u8]) -> Result<(), 
     }
     Ok(())
 }
-

@@ -127,7 +127,8 @@ impl Task for TaskService {
         spec.set_terminal(Some(request.terminal));
         spec.set_apparmor_profile(None);
         spec.set_selinux_label(None);
-        let process = oci::process(&spec).map_err(|error| TaskError::from(anyhow::Error::new(error)))?;
+        let process =
+            oci::process(&spec).map_err(|error| TaskError::from(anyhow::Error::new(error)))?;
         let paths = Paths {
             stdin: request.stdin.clone(),
             stdout: request.stdout.clone(),

@@ -12,7 +12,9 @@ use slipway_api::{Created, DEFAULT_SOCKET, HealthStatus, client::Client};
 
 use crate::{
     Failure,
-    cli::{Cli, Command, ConfigArgs, FdbCommand, PortCommand, Shell, VniCommand},
+    cli::{
+        AttachmentsCommand, Cli, Command, ConfigArgs, FdbCommand, PortCommand, Shell, VniCommand,
+    },
     node::{self, Node, check::Daemon},
     tables, watch,
 };
@@ -64,6 +66,8 @@ pub async fn run(cli: Cli, stream: &mut dyn Write, is_terminal: bool) -> Result<
         Command::Port(command) => port(command, &client, &mut out).await,
         Command::Vni(command) => vni(command, &client, &mut out).await,
         Command::Fdb(command) => fdb(command, &client, &mut out).await,
+        Command::Networks => out.answer(&client.list_networks().await?, tables::networks),
+        Command::Attachments(args) => attachments(args.command, &client, &mut out).await,
         Command::Stats(args) => match args.watch {
             Some(interval) if args.pmd => {
                 watch::pmds(&client, interval, args.count, &mut out).await
@@ -216,6 +220,27 @@ async fn environment(
     // What fails is a path that is no text: TOML has no word for it.
     let text = toml::to_string(&environment).map_err(io::Error::other)?;
     out.answer(&environment, |_| text)
+}
+
+async fn attachments(
+    command: Option<AttachmentsCommand>,
+    client: &Client,
+    out: &mut Output<'_>,
+) -> Result<(), Failure> {
+    match command.unwrap_or(AttachmentsCommand::List { owner: None }) {
+        AttachmentsCommand::List { owner } => {
+            let list = client.list_attachments(owner.as_deref()).await?;
+            out.answer(&list, tables::attachments)
+        }
+        AttachmentsCommand::Show(name) => {
+            let attachment = client.get_attachment(&name.owner, &name.interface).await?;
+            out.answer(&attachment, tables::attachment)
+        }
+        AttachmentsCommand::Rm(name) => {
+            client.detach(&name.owner, &name.interface).await?;
+            out.done(format!("{} of {} is not attached", name.interface, name.owner))
+        }
+    }
 }
 
 async fn version(client: &Client, out: &mut Output<'_>) -> Result<(), Failure> {
