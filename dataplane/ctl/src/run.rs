@@ -186,6 +186,27 @@ async fn fdb(command: FdbCommand, client: &Client, out: &mut Output<'_>) -> Resu
     }
 }
 
+async fn attachments(
+    command: Option<AttachmentsCommand>,
+    client: &Client,
+    out: &mut Output<'_>,
+) -> Result<(), Failure> {
+    match command.unwrap_or(AttachmentsCommand::List { owner: None }) {
+        AttachmentsCommand::List { owner } => {
+            let list = client.list_attachments(owner.as_deref()).await?;
+            out.answer(&list, tables::attachments)
+        }
+        AttachmentsCommand::Show(name) => {
+            let attachment = client.get_attachment(&name.owner, &name.interface).await?;
+            out.answer(&attachment, tables::attachment)
+        }
+        AttachmentsCommand::Rm(name) => {
+            client.detach(&name.owner, &name.interface).await?;
+            out.done(format!("{} of {} is not attached", name.interface, name.owner))
+        }
+    }
+}
+
 /// The switch that pods use: the configuration's, unless the command line names another one.
 async fn ask_daemon(config: Option<&KataConfig>, client: Client) -> Daemon {
     let is_default = client.socket() == Path::new(DEFAULT_SOCKET);
@@ -220,27 +241,6 @@ async fn environment(
     // What fails is a path that is no text: TOML has no word for it.
     let text = toml::to_string(&environment).map_err(io::Error::other)?;
     out.answer(&environment, |_| text)
-}
-
-async fn attachments(
-    command: Option<AttachmentsCommand>,
-    client: &Client,
-    out: &mut Output<'_>,
-) -> Result<(), Failure> {
-    match command.unwrap_or(AttachmentsCommand::List { owner: None }) {
-        AttachmentsCommand::List { owner } => {
-            let list = client.list_attachments(owner.as_deref()).await?;
-            out.answer(&list, tables::attachments)
-        }
-        AttachmentsCommand::Show(name) => {
-            let attachment = client.get_attachment(&name.owner, &name.interface).await?;
-            out.answer(&attachment, tables::attachment)
-        }
-        AttachmentsCommand::Rm(name) => {
-            client.detach(&name.owner, &name.interface).await?;
-            out.done(format!("{} of {} is not attached", name.interface, name.owner))
-        }
-    }
 }
 
 async fn version(client: &Client, out: &mut Output<'_>) -> Result<(), Failure> {
