@@ -49,6 +49,12 @@ impl Scratch {
         self.bytes.last_chunk().expect("128 of 140 bytes")
     }
 
+    /// The frame's first bytes, to be written anew.
+    #[inline]
+    pub fn head_mut(&mut self) -> &mut [u8; HEAD] {
+        self.bytes.last_chunk_mut().expect("128 of 140 bytes")
+    }
+
     /// Header and head, in one piece.
     #[inline]
     pub fn all(&self) -> &[u8; VNET_HDR + HEAD] {
@@ -113,6 +119,9 @@ pub struct Tail<'b, 'm> {
 }
 
 impl<'m> Tail<'_, 'm> {
+    /// Nothing: the frame is all in its head.
+    pub const EMPTY: Self = Self { body: GuestSlice::empty(), more: &[] };
+
     /// The parts in order.
     #[inline]
     pub fn parts(&self) -> impl Iterator<Item = GuestSlice<'m>> {

@@ -5,10 +5,10 @@
 //! ```text
 //! 1. take     chains from the guest, heads copied to scratch    vring::tx   truncated, too long ...
 //! 2. judge    each frame by the copy of its head:
-//!             anti-spoof, learning, FDB                         decide()    spoofed, no route ...
+//!             anti-spoof, neighbours, learning, FDB             judge()     spoofed, no route ...
 //! 3. deliver  frames grouped by egress vring, each vring
 //!             entered once: offload, copy, publish              deliver()   link down, ring full ...
-//! 4. account  conservation: received = forwarded + drops
+//! 4. account  conservation: received = forwarded + answered + drops
 //! 5. give back the chains to the sender, published once         vring::tx
 //! ```
 //!
@@ -19,18 +19,19 @@ use arrayvec::ArrayVec;
 
 use crate::fdb::{Fdb, Seen};
 use crate::flow::{self, HashSeed, L2};
-use crate::frame::{Batch, Scratch};
+use crate::frame::{Batch, Scratch, Tail};
+use crate::neighbour::{self, Answer};
 use crate::offload::{self, Abilities, Action, Offload, OffloadError};
 use crate::pmd::{Report, Reports};
 use crate::port::cell::LiveRing;
 use crate::port::{PortId, Vport};
 use crate::software::Software;
+use crate::spoof;
 use crate::stats::{DropReason, Egress, Ingress, PmdCounters};
 use crate::tables::{Tables, UnknownUnicast};
 use crate::vring::rx::{Fill, Refusal};
 use crate::vring::{BURST, RingFault, VNET_HDR};
 use crate::wire::VirtioNetHdr;
-use crate::wire::ethernet::GROUP_BIT;
 
 /// A frame with nothing left to do.
 const PLAIN: Offload = Offload::Done { is_checked: false };
@@ -42,6 +43,8 @@ pub enum Decision {
     Output(PortId),
     /// To every other vport of the segment.
     Flood,
+    /// Back to its sender, turned into the answer to itself.
+    Answer(Answer),
     /// Nowhere.
     Drop(DropReason),
 }
@@ -148,12 +151,16 @@ impl Worker {
                 Ok(judged) => judged,
                 Err(reason) => (PLAIN, Decision::Drop(reason)),
             };
+            if let Decision::Answer(answer) = decision {
+                // The question goes no further, so its place is free.
+                answer.write(self.scratch[at].head_mut());
+            }
             self.offloads[at] = offload;
             self.decisions[at] = decision;
             // Until a copy is delivered; a flood may find no other vport.
             self.fates[at] = Some(match decision {
                 Decision::Drop(reason) => reason,
-                Decision::Output(_) | Decision::Flood => DropReason::NoReceiver,
+                Decision::Output(_) | Decision::Flood | Decision::Answer(_) => DropReason::NoReceiver,
             });
         }
     }
@@ -162,10 +169,12 @@ impl Worker {
     fn forward(&mut self, burst: &Burst<'_>, batch: &Batch<'_>) {
         let mut bins = ArrayVec::<Bin, BURST>::new();
         let mut floods = ArrayVec::<u8, BURST>::new();
+        let mut answers = ArrayVec::<u8, BURST>::new();
         for at in 0..batch.frames.len() {
             match self.decisions[at] {
                 Decision::Drop(_) => {}
                 Decision::Flood => floods.push(at as u8),
+                Decision::Answer(_) => answers.push(at as u8),
                 Decision::Output(port) => {
                     let queue = self.queue_of(burst.tables, port, batch, at);
                     // Mostly a burst has one destination, and it is the last bin's.
@@ -185,6 +194,9 @@ impl Worker {
             if let Some(vport) = burst.tables.port(bin.port) {
                 self.deliver(burst, batch, vport, bin.queue, &bin.frames);
             }
+        }
+        if !answers.is_empty() {
+            self.deliver(burst, batch, burst.vport, 0, &answers);
         }
         if !floods.is_empty()
             && let Some(segment) = burst.tables.segment(burst.vport.rules.segment)
@@ -264,11 +276,10 @@ impl Worker {
             if let Some(&next) = frames.get(n + 1) {
                 batch.frames[usize::from(next)].body.prefetch_all();
             }
-            let frame = &batch.frames[at];
             match self.push(batch, at, receiver, &mut fill) {
-                Ok(()) => {
+                Ok(len) => {
                     delivered += 1;
-                    bytes += u64::from(frame.len);
+                    bytes += u64::from(len);
                     self.fates[at] = None;
                 }
                 Err(Refusal::Drop(reason)) => {
@@ -289,7 +300,7 @@ impl Worker {
         (tried, fault.or(told.err()))
     }
 
-    /// Writes one frame, as the receiver can take it.
+    /// Writes one frame, as the receiver can take it; returns its length before segmentation.
     #[inline]
     fn push(
         &mut self,
@@ -297,9 +308,14 @@ impl Worker {
         at: usize,
         receiver: Abilities,
         fill: &mut Fill<'_>,
-    ) -> Result<(), Refusal> {
-        let frame = &batch.frames[at];
+    ) -> Result<u32, Refusal> {
         let scratch = &mut self.scratch[at];
+        if let Decision::Answer(answer) = self.decisions[at] {
+            let (end, len) = (VNET_HDR + answer.len(), answer.len() as u32);
+            scratch.vnet_mut().fill(0);
+            return fill.push(&mut scratch.all_mut()[..end], Tail::EMPTY, len).map(|()| len);
+        }
+        let frame = &batch.frames[at];
         let end = VNET_HDR + usize::from(frame.head_len);
         match self.offloads[at].for_receiver(receiver) {
             Action::Pass(header) => {
@@ -315,6 +331,7 @@ impl Worker {
                 self.software.segment(&work, head, batch.tail(frame), fill)
             }
         }
+        .map(|()| frame.len)
     }
 
     /// Notes why frames were not delivered; a frame that someone got stays forwarded.
@@ -327,18 +344,20 @@ impl Worker {
         }
     }
 
-    /// Step 4: every frame received is forwarded or dropped for one reason.
+    /// Step 4: every frame received is forwarded, answered, or dropped for one reason.
     fn account(&self, burst: &Burst<'_>, batch: &Batch<'_>) {
-        let (mut bytes, mut forwarded) = (0, 0);
-        for (frame, fate) in batch.frames.iter().zip(&self.fates) {
+        let (mut bytes, mut forwarded, mut answered) = (0, 0, 0);
+        for (at, (frame, fate)) in batch.frames.iter().zip(&self.fates).enumerate() {
             bytes += u64::from(frame.len);
             match fate {
+                None if matches!(self.decisions[at], Decision::Answer(_)) => answered += 1,
                 None => forwarded += 1,
                 Some(reason) => burst.counters.drops.add(*reason, 1),
             }
         }
         burst.counters.received_bytes.add(bytes);
         burst.counters.forwarded_frames.add(forwarded);
+        burst.counters.answered_frames.add(answered);
     }
 }
 
@@ -358,9 +377,14 @@ pub fn judge(
 ) -> Result<(Offload, Decision), DropReason> {
     let l2 = flow::l2(head, frame_len).map_err(|_| DropReason::Malformed)?;
     let offload = check_offload(burst.vport, asked, head, frame_len, sender)?;
-    anti_spoof(burst.vport, &l2)?;
+    anti_spoof(burst.vport, &l2, head, frame_len)?;
+    let answer = neighbour::ask(&burst.tables.neighbours, burst.vport.place(), &l2, head)?;
     learn(burst, &l2, now_s);
-    Ok((offload, route(burst.vport, burst.tables, burst.fdb, &l2)))
+    let decision = match answer {
+        Some(answer) => Decision::Answer(answer),
+        None => route(burst.vport, burst.tables, burst.fdb, &l2),
+    };
+    Ok((offload, decision))
 }
 
 /// What is left to do to a frame, if it asks only for what it may and fits the vport's MTU.
@@ -388,16 +412,16 @@ pub fn check_offload(
     if longest > vport.rules.max_frame_bytes { Err(DropReason::TooLong) } else { Ok(offload) }
 }
 
-/// Whether the vport may use this source address.
+/// Whether the vport may use the source addresses in the frame.
+///
+/// # Errors
+/// Why the frame goes nowhere.
 #[inline]
-pub fn anti_spoof(vport: &Vport, l2: &L2) -> Result<(), DropReason> {
-    if l2.src & GROUP_BIT != 0 || l2.src == 0 {
-        // Neither a group nor nobody can be a source (IEEE 802.3, clause 3.2.3).
-        return Err(DropReason::Malformed);
-    }
-    match vport.rules.mac {
-        Some(mac) if vport.rules.anti_spoof && mac != l2.src => Err(DropReason::Spoofed),
-        _ => Ok(()),
+pub fn anti_spoof(vport: &Vport, l2: &L2, head: &[u8], frame_len: u32) -> Result<(), DropReason> {
+    spoof::ethernet(&vport.rules, l2)?;
+    match &vport.rules.bound {
+        None => Ok(()),
+        Some(bound) => bound.check(l2, head, frame_len),
     }
 }
 

@@ -1,0 +1,334 @@
+//! The host's gateway, with real taps: each test has network namespaces of its own, so that nothing
+//! touches the machine's network. They need root (or `unshare -rn`) and /dev/net/tun, and say so.
+
+mod rig;
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use dataplane::control::Control;
+use dataplane::control::switch::Switch;
+use dataplane::gateway::{Gateway, GatewaySpec};
+use dataplane::testing::frames::{FrameBuilder, Mac, payload_range};
+use dataplane::testing::{Guest, GuestConfig, features};
+use ipnet::IpNet;
+use nix::sched::{CloneFlags, unshare};
+use rig::{Rig, TIMEOUT, eventually, mac};
+use slipway_api::{ErrorCode, LinkState, PortMode, PortSpec};
+
+const GATEWAY_MAC: Mac = [0x0a, 0x58, 0, 0, 0, 1];
+const HOST: Ipv4Addr = Ipv4Addr::new(10, 88, 0, 1);
+const HOST6: Ipv6Addr = Ipv6Addr::new(0xfd88, 0, 0, 0, 0, 0, 0, 1);
+const ECHO_PORT: u16 = 7;
+
+/// Moves this thread, and those it starts from now on, to a network namespace of its own.
+fn enter_own_netns() {
+    unshare(CloneFlags::CLONE_NEWNET).unwrap_or_else(|errno| {
+        panic!("no network namespace ({errno}): run as root, or under `unshare -rn`")
+    });
+    ip(&["link", "set", "lo", "up"]);
+}
+
+/// ip(8), in the namespace of this thread.
+fn ip(arguments: &[&str]) -> String {
+    let output = Command::new("ip").args(arguments).output().expect("ip(8), of package iproute2");
+    assert!(output.status.success(), "ip {arguments:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn net(address: impl Into<IpAddr>) -> IpNet {
+    let address = address.into();
+    IpNet::new(address, if address.is_ipv4() { 16 } else { 64 }).unwrap()
+}
+
+fn spec(interface: &str) -> GatewaySpec {
+    GatewaySpec {
+        interface: interface.to_owned(),
+        vni: 0,
+        mtu: 1500,
+        mac: slipway_api::Mac(GATEWAY_MAC),
+        addresses: vec![net(HOST), net(HOST6)],
+        masquerade: false,
+    }
+}
+
+fn pod_v4(n: u32) -> Ipv4Addr {
+    Ipv4Addr::from_bits(Ipv4Addr::new(10, 88, 1, 0).to_bits() + n)
+}
+
+fn pod_v6(n: u32) -> Ipv6Addr {
+    Ipv6Addr::from_bits(HOST6.to_bits() + (1 << 16) + u128::from(n))
+}
+
+/// Pod `n` of the test: a guest that echoes datagrams and answers nothing else, neither ARP nor
+/// neighbour discovery.
+struct Pod {
+    ended: Arc<AtomicBool>,
+    thread: Option<std::thread::JoinHandle<Vec<u16>>>,
+}
+
+impl Pod {
+    fn start(rig: &Rig, n: u32, config: GuestConfig) -> Self {
+        let port = rig.port(PortSpec {
+            mac: Some(slipway_api::Mac(mac(n))),
+            addresses: vec![pod_v4(n).into(), pod_v6(n).into()],
+            ..PortSpec::named(format!("pod{n}"))
+        });
+        let mut guest = Guest::connect(&port.spec.socket, config).unwrap();
+        rig.await_link(&port.spec.name, LinkState::Up);
+        let ended = Arc::new(AtomicBool::new(false));
+        let until = Arc::clone(&ended);
+        let thread = std::thread::spawn(move || {
+            let mut strange = Vec::new();
+            while !until.load(Ordering::Relaxed) {
+                let received = guest.recv(Duration::from_millis(20)).unwrap();
+                let Some((_, frame)) = received else { continue };
+                match echo(&frame) {
+                    Some(reply) => guest.send(&reply).unwrap(),
+                    None => strange.push(u16::from_be_bytes([frame[12], frame[13]])),
+                }
+            }
+            strange
+        });
+        Self { ended, thread: Some(thread) }
+    }
+
+    /// The EtherTypes of frames that it received and that were no datagrams for it.
+    fn end(mut self) -> Vec<u16> {
+        self.ended.store(true, Ordering::Relaxed);
+        self.thread.take().unwrap().join().unwrap()
+    }
+}
+
+/// The reply to a datagram to [`ECHO_PORT`]; to nothing else.
+fn echo(frame: &[u8]) -> Option<Vec<u8>> {
+    let (source, destination, l4): (IpAddr, IpAddr, usize) = match frame[12..14] {
+        [8, 0] => {
+            let at = |at: usize| Ipv4Addr::from(*frame[at..].first_chunk::<4>().unwrap());
+            (at(26).into(), at(30).into(), 34)
+        }
+        [0x86, 0xdd] if frame[20] == 17 => {
+            let at = |at: usize| Ipv6Addr::from(*frame[at..].first_chunk::<16>().unwrap());
+            (at(22).into(), at(38).into(), 54)
+        }
+        _ => return None,
+    };
+    let word = |at: usize| u16::from_be_bytes([frame[at], frame[at + 1]]);
+    if word(l4 + 2) != ECHO_PORT {
+        return None;
+    }
+    let to: Mac = frame[6..12].try_into().unwrap();
+    let from: Mac = frame[..6].try_into().unwrap();
+    let reply = FrameBuilder::new(from, to);
+    let reply = match (source, destination) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => reply.ipv4(destination, source),
+        (IpAddr::V6(source), IpAddr::V6(destination)) => reply.ipv6(destination, source),
+        _ => unreachable!("of one family"),
+    };
+    let payload = &frame[payload_range(frame)?];
+    Some(reply.udp(ECHO_PORT, word(l4)).payload(payload).build())
+}
+
+/// Sends a datagram from the host and awaits its echo.
+fn call(socket: &UdpSocket, pod: impl Into<IpAddr>, payload: &[u8]) {
+    socket.send_to(payload, SocketAddr::new(pod.into(), ECHO_PORT)).unwrap();
+    let mut back = vec![0; payload.len() + 1];
+    let (n, from) = socket.recv_from(&mut back).expect("an echo");
+    assert_eq!((&back[..n], from.port()), (payload, ECHO_PORT));
+}
+
+fn socket_of_host(address: impl Into<IpAddr>) -> UdpSocket {
+    let socket = UdpSocket::bind((address.into(), 0)).unwrap();
+    socket.set_read_timeout(Some(TIMEOUT)).unwrap();
+    socket
+}
+
+fn connect(spec: GatewaySpec, switch: &Switch) -> dataplane::gateway::Connected {
+    Gateway::open(spec).unwrap().connect(switch).unwrap()
+}
+
+mod privileged {
+    use super::*;
+
+    #[test]
+    fn the_host_reaches_pods_that_answer_no_arp_and_no_neighbour_discovery() {
+        enter_own_netns();
+        let rig = Rig::start();
+        let gateway = connect(spec("slipway0"), &rig.switch);
+        assert_eq!(gateway.port.link, LinkState::Up);
+        assert_eq!(gateway.port.spec.mode, PortMode::Tap);
+        let pods: Vec<_> =
+            [1, 2].map(|n| Pod::start(&rig, n, GuestConfig::default())).into_iter().collect();
+        let (v4, v6) = (socket_of_host(HOST), socket_of_host(HOST6));
+        for n in [1, 2] {
+            for len in [1, 100, 1400] {
+                call(&v4, pod_v4(n), &vec![n as u8; len]);
+                call(&v6, pod_v6(n), &vec![n as u8; len]);
+            }
+        }
+        // The host knows each pod by the address that the switch told it.
+        let neighbours = ip(&["neigh", "show", "dev", "slipway0"]);
+        for n in [1, 2] {
+            let mac = slipway_api::Mac(mac(n)).to_string();
+            for address in [IpAddr::from(pod_v4(n)), pod_v6(n).into()] {
+                let line = neighbours.lines().find(|l| l.starts_with(&format!("{address} ")));
+                assert!(line.is_some_and(|l| l.contains(&mac)), "{address}: {neighbours}");
+            }
+        }
+        let stats = rig.stats("slipway0");
+        assert!(stats.ingress.answered_frames >= 4, "{stats:?}");
+        // No question reached a pod: only the host's own announcements do.
+        for pod in pods {
+            assert!(!pod.end().contains(&0x0806), "an ARP request was flooded");
+        }
+        rig.assert_conserved();
+        let refused = rig.switch.delete_port("slipway0").unwrap_err();
+        assert_eq!(refused.code, ErrorCode::InUse, "{refused:?}");
+    }
+
+    #[test]
+    fn the_interface_is_what_it_was_asked_to_be_and_goes_with_the_switch() {
+        enter_own_netns();
+        let rig = Rig::start();
+        let gateway = connect(GatewaySpec { mtu: 1400, ..spec("slipway0") }, &rig.switch);
+        let shown = ip(&["-d", "addr", "show", "slipway0"]);
+        for wanted in
+            ["mtu 1400", "0a:58:00:00:00:01", "10.88.0.1/16", "fd88::1/64", "state UP", "tap"]
+        {
+            assert!(shown.contains(wanted), "{wanted}: {shown}");
+        }
+        assert!(!shown.contains("tentative"), "{shown}");
+        let routes = ip(&["route"]);
+        assert_eq!(routes.lines().count(), 1, "no route of an old address class: {routes}");
+        assert!(routes.starts_with("10.88.0.0/16 dev slipway0"), "{routes}");
+        drop((gateway, rig));
+        assert!(!ip(&["link"]).contains("slipway0"));
+    }
+
+    #[test]
+    fn an_interface_of_that_name_is_refused_and_left_alone() {
+        enter_own_netns();
+        ip(&["tuntap", "add", "slipway0", "mode", "tap"]);
+        let error = Gateway::open(spec("slipway0")).unwrap_err().to_string();
+        assert!(error.contains("already") && error.contains("ip link delete slipway0"), "{error}");
+        assert!(!ip(&["addr", "show", "slipway0"]).contains("10.88"));
+    }
+
+    #[test]
+    fn an_interface_that_is_set_down_and_up_again_carries_traffic_again() {
+        enter_own_netns();
+        let rig = Rig::start();
+        let _gateway = connect(spec("slipway0"), &rig.switch);
+        let pod = Pod::start(&rig, 1, GuestConfig::default());
+        let mut asking = rig.station_of(
+            9,
+            PortSpec { mac: Some(slipway_api::Mac(mac(9))), ..PortSpec::named("asking") },
+            GuestConfig::default(),
+        );
+        call(&socket_of_host(HOST), pod_v4(1), b"before");
+        ip(&["link", "set", "slipway0", "down"]);
+        eventually("the switch knows", || {
+            asking.send(GATEWAY_MAC);
+            asking.drain();
+            rig.show("slipway0").link == LinkState::Broken
+        });
+        let reason = rig.show("slipway0").reason.unwrap();
+        assert!(reason.contains("ip link set slipway0 up"), "{reason}");
+        eventually("frames for the host are dropped by reason", || {
+            asking.send(GATEWAY_MAC);
+            asking.drain();
+            rig.dropped("asking", "link_down") > 0
+        });
+        ip(&["link", "set", "slipway0", "up"]);
+        rig.await_link("slipway0", LinkState::Up);
+        // IPv4 addresses survive; the kernel forgets IPv6 ones.
+        call(&socket_of_host(HOST), pod_v4(1), b"after");
+        drop(pod.end());
+        rig.assert_conserved();
+    }
+
+    #[test]
+    fn an_interface_that_is_deleted_costs_its_port_and_nothing_else() {
+        enter_own_netns();
+        let rig = Rig::start();
+        let _gateway = connect(spec("slipway0"), &rig.switch);
+        let mut a = rig.station(11, 0, GuestConfig::default());
+        let mut b = rig.station(12, 0, GuestConfig::default());
+        a.talk(&mut b);
+        ip(&["link", "delete", "slipway0"]);
+        rig.await_link("slipway0", LinkState::Broken);
+        let reason = rig.show("slipway0").reason.unwrap();
+        assert!(reason.contains("deleted"), "{reason}");
+        a.talk(&mut b);
+        a.send(GATEWAY_MAC);
+        a.drain();
+        assert_eq!(rig.dropped(&a.port, "link_down"), 1);
+        rig.assert_conserved();
+    }
+
+    #[test]
+    fn tcp_between_two_hosts_goes_in_segments_larger_than_the_mtu() {
+        enter_own_netns();
+        let rig = Rig::start();
+        let _here = connect(spec("tap-here"), &rig.switch);
+        let there: Ipv4Addr = Ipv4Addr::new(10, 88, 0, 2);
+        let other = GatewaySpec {
+            mac: slipway_api::Mac([0x0a, 0x58, 0, 0, 0, 2]),
+            addresses: vec![net(there)],
+            ..spec("tap-there")
+        };
+        const BYTES: usize = 64 << 20;
+        let pattern = |at: usize| (at ^ (at >> 8) ^ (at >> 16)) as u8;
+        std::thread::scope(|scope| {
+            let (ready, is_ready) = std::sync::mpsc::channel();
+            let rig = &rig;
+            let receiver = scope.spawn(move || {
+                enter_own_netns();
+                let connected = connect(other, &rig.switch);
+                let listener = TcpListener::bind((there, 9)).unwrap();
+                ready.send(()).unwrap();
+                let (mut stream, _) = listener.accept().unwrap();
+                let mut bytes = Vec::with_capacity(BYTES);
+                stream.read_to_end(&mut bytes).unwrap();
+                assert_eq!(bytes.len(), BYTES);
+                let wrong = bytes.iter().enumerate().find(|&(at, &byte)| byte != pattern(at));
+                assert_eq!(wrong, None);
+                stream.write_all(b"done").unwrap();
+                drop(connected);
+            });
+            is_ready.recv_timeout(TIMEOUT).unwrap();
+            let mut stream = TcpStream::connect((there, 9)).unwrap();
+            let bytes: Vec<_> = (0..BYTES).map(pattern).collect();
+            stream.write_all(&bytes).unwrap();
+            stream.shutdown(std::net::Shutdown::Write).unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).unwrap();
+            assert_eq!(answer, "done");
+            receiver.join().unwrap();
+        });
+        let stats = rig.stats("tap-here").ingress;
+        let per_frame = stats.received_bytes / stats.received_frames;
+        assert!(per_frame > 3000, "{per_frame} bytes a frame: not segmented by the receiver");
+        rig.assert_conserved();
+    }
+
+    #[test]
+    fn tcp_to_a_guest_without_offloads_is_cut_and_summed_by_the_switch() {
+        enter_own_netns();
+        let rig = Rig::start();
+        let _gateway = connect(spec("slipway0"), &rig.switch);
+        let pod = Pod::start(&rig, 1, GuestConfig::default().features(features::PLAIN));
+        // The kernel leaves checksums to the tap; the guest negotiated none, so it gets whole ones,
+        // or its echo, made from what it got, would not come back as it was sent.
+        let socket = socket_of_host(HOST);
+        for len in 1..200 {
+            call(&socket, pod_v4(1), &vec![len as u8; 7 * len]);
+        }
+        drop(pod.end());
+        rig.assert_conserved();
+    }
+}
