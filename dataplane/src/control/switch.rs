@@ -241,7 +241,9 @@ impl Switch {
             )
             .about("name", &spec.name));
         }
-        if let Some(other) = state.ports.values().find(|e| e.spec.socket == spec.socket) {
+        let has_socket =
+            |e: &&PortEntry| e.spec.mode != PortMode::Tap && e.spec.socket == spec.socket;
+        if let Some(other) = state.ports.values().find(has_socket) {
             return Err(ApiError::new(
                 ErrorCode::Conflict,
                 format!("Port {} has this socket", other.spec.name),
