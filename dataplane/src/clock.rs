@@ -28,6 +28,13 @@ pub fn seconds() -> u32 {
     u32::try_from(us / 1_000_000).unwrap_or(u32::MAX)
 }
 
+/// The wall clock, in milliseconds since 1970: for people, and to tell when; never to measure.
+pub fn unix_ms() -> u64 {
+    #[expect(clippy::disallowed_methods, reason = "this module is where time is read")]
+    let now = std::time::SystemTime::now();
+    now.duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
 fn clock() -> &'static quanta::Clock {
     static CLOCK: OnceLock<quanta::Clock> = OnceLock::new();
     CLOCK.get_or_init(quanta::Clock::new)
@@ -42,5 +49,10 @@ mod tests {
         let first = ticks();
         assert!(ticks() >= first);
         assert!(ticks_per_us() >= 1);
+    }
+
+    #[test]
+    fn the_wall_clock_is_past_the_day_this_was_written() {
+        assert!(unix_ms() > 1_700_000_000_000);
     }
 }

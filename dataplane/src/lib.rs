@@ -31,7 +31,12 @@
 //! [`gateway::interface`] (ioctls), and in the memory of `testing`'s guest; nowhere else. Only [`clock`] reads time. [`stats`] says what is counted,
 //! and by which law. [`control`] turns desired state into published state; [`daemon`] is all of it,
 //! running by a [`config`].
+//! [`vhost::unblock`] (signal handlers), in [`vhost::stream`] (descriptors arrive as numbers), and in
+//! the memory of `testing`'s guest; nowhere else. Only [`clock`] reads time. [`stats`] says what is counted,
+//! and by which law. [`control`] turns desired state into published state; [`attach`] gives pods
+//! their addresses ([`ipam`]) and ports; [`daemon`] is all of it, running by a [`config`].
 
+pub mod attach;
 pub mod clock;
 pub mod config;
 pub mod control;
@@ -40,6 +45,7 @@ pub mod fdb;
 pub mod flow;
 pub mod frame;
 pub mod gateway;
+pub mod ipam;
 pub mod neighbour;
 pub mod offload;
 pub mod pipeline;

@@ -157,8 +157,7 @@ impl Look<'_> {
         let ndp = Ndp::parse(packet.get(ipv6::HEADER_LEN..end)?).ok()?;
         Some(match ndp.kind() {
             ndp::SOLICITATION => self.claim(ip.src(), mac).map(|()| {
-                let form =
-                    if ip.src().is_unspecified() { Form::AdvertToAll } else { Form::Advert };
+                let form = if ip.src().is_unspecified() { Form::AdvertToAll } else { Form::Advert };
                 self.other(ndp.target()).map(|mac| Answer { mac, form })
             }),
             _ => self.claim(ndp.target(), mac).map(|()| None),

@@ -160,7 +160,9 @@ impl Worker {
             // Until a copy is delivered; a flood may find no other vport.
             self.fates[at] = Some(match decision {
                 Decision::Drop(reason) => reason,
-                Decision::Output(_) | Decision::Flood | Decision::Answer(_) => DropReason::NoReceiver,
+                Decision::Output(_) | Decision::Flood | Decision::Answer(_) => {
+                    DropReason::NoReceiver
+                }
             });
         }
     }

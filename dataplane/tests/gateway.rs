@@ -202,9 +202,14 @@ mod privileged {
         let rig = Rig::start();
         let gateway = connect(GatewaySpec { mtu: 1400, ..spec("slipway0") }, &rig.switch);
         let shown = ip(&["-d", "addr", "show", "slipway0"]);
-        for wanted in
-            ["mtu 1400", "0a:58:00:00:00:01", "10.88.0.1/16", "fd88::1/64", "UP,LOWER_UP", "tun type tap"]
-        {
+        for wanted in [
+            "mtu 1400",
+            "0a:58:00:00:00:01",
+            "10.88.0.1/16",
+            "fd88::1/64",
+            "UP,LOWER_UP",
+            "tun type tap",
+        ] {
             assert!(shown.contains(wanted), "{wanted}: {shown}");
         }
         let routes = ip(&["route"]);

@@ -7,6 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::devices::DiskSpec;
 use crate::error::VmmError;
 use crate::exit::ExitCause;
 use crate::memory::Mib;
@@ -14,7 +15,8 @@ use crate::spec::{HOTPLUG_UNIT, VmSpec};
 use crate::{Vm, VmState, Vmm};
 
 /// Makes the specification of a VM that boots, with `memory_max` at least [`HOTPLUG_UNIT`] above
-/// `memory` and all its files and sockets below the given directory.
+/// `memory`, `vcpus_max` above `vcpus`, one disk slot, and all its files and sockets below the given
+/// directory.
 pub type Recipe<'a> = &'a dyn Fn(&Path) -> VmSpec;
 
 /// Checks all rules, one after the other, each with a VM of its own below `dir`, which must be empty.
@@ -29,6 +31,8 @@ pub async fn check(vmm: &dyn Vmm, recipe: Recipe<'_>, dir: &Path) {
     subject.refuses_every_verb_after_the_end().await;
     subject.refuses_an_invalid_specification_and_changes_nothing().await;
     subject.grows_up_to_its_ceiling_and_not_beyond().await;
+    subject.grows_its_vcpus_and_takes_none_away().await;
+    subject.takes_disks_as_long_as_it_has_slots().await;
     subject.leaves_nothing_when_dropped().await;
 }
 
@@ -95,6 +99,9 @@ impl Subject<'_> {
             vm.resume().await,
             vm.reset().await,
             vm.add_memory(HOTPLUG_UNIT).await,
+            vm.set_vcpus(2).await,
+            vm.add_disk(&DiskSpec::readonly("late", "/proc/self/exe")).await.map(drop),
+            vm.remove_disk("late").await,
             vm.info().await.map(drop),
         ];
         for outcome in outcomes {
@@ -124,6 +131,40 @@ impl Subject<'_> {
         vm.add_memory(HOTPLUG_UNIT).await.expect("there is room");
         let grown = spec.memory.checked_add(HOTPLUG_UNIT).expect("small");
         assert_eq!(vm.info().await.expect("it runs").memory, grown);
+    }
+
+    async fn grows_its_vcpus_and_takes_none_away(&self) {
+        let (vm, spec) = self.boot().await;
+        let max = spec.vcpus_max.expect("the recipe sets a ceiling");
+        assert!(max > spec.vcpus, "the recipe leaves room");
+        for count in [0, spec.vcpus - 1, max + 1] {
+            let refused = vm.set_vcpus(count).await;
+            assert!(matches!(refused, Err(VmmError::Vcpus { .. })), "{count}: {refused:?}");
+        }
+        vm.set_vcpus(spec.vcpus).await.expect("it has as many");
+        vm.set_vcpus(max).await.expect("there is room");
+        assert_eq!(vm.info().await.expect("it runs").vcpus, max);
+        let refused = vm.set_vcpus(spec.vcpus).await;
+        assert!(matches!(refused, Err(VmmError::Vcpus { .. })), "taken away: {refused:?}");
+    }
+
+    /// A removal needs a guest, so only what is refused is looked at here.
+    async fn takes_disks_as_long_as_it_has_slots(&self) {
+        let (vm, spec) = self.boot().await;
+        assert_eq!(spec.disk_slots, 1, "the recipe sets one slot");
+        let disk = DiskSpec::readonly("one", "/proc/self/exe");
+        let missing = DiskSpec::readonly("one", "/nowhere");
+        let refused = vm.add_disk(&missing).await;
+        assert!(matches!(refused, Err(VmmError::Disk { .. })), "no file: {refused:?}");
+        let path = vm.add_disk(&disk).await.expect("there is a slot");
+        assert!(!path.to_string().is_empty());
+        let more = DiskSpec { id: "two".to_owned(), ..disk.clone() };
+        for disk in [&disk, &more] {
+            let refused = vm.add_disk(disk).await;
+            assert!(matches!(refused, Err(VmmError::Disk { .. })), "{}: {refused:?}", disk.id);
+        }
+        let refused = vm.remove_disk("two").await;
+        assert!(matches!(refused, Err(VmmError::Disk { .. })), "not there: {refused:?}");
     }
 
     async fn leaves_nothing_when_dropped(&self) {

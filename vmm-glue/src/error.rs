@@ -54,6 +54,40 @@ pub enum VmmError {
         /// The cause.
         source: std::io::Error,
     },
+    /// A helper was not started before the VM.
+    #[error(
+        "VM '{name}': nobody serves {what}: there is no socket at {socket}; start its helper first"
+    )]
+    NotServed {
+        /// The VM's name.
+        name: String,
+        /// What it would serve.
+        what: String,
+        /// Where it is to listen.
+        socket: PathBuf,
+    },
+    /// A disk that cannot be opened, plugged or found.
+    #[error("VM '{name}': disk '{disk}' ({path}) cannot be used: {why}")]
+    Disk {
+        /// The VM's name.
+        name: String,
+        /// The disk's id.
+        disk: String,
+        /// Its file or block device.
+        path: PathBuf,
+        /// Why not, and what to do.
+        why: String,
+    },
+    /// A number of virtual CPUs that the VM cannot have.
+    #[error("VM '{name}': {asked} vCPUs are not possible; {allowed}")]
+    Vcpus {
+        /// The VM's name.
+        name: String,
+        /// What was asked for.
+        asked: u16,
+        /// What would be accepted.
+        allowed: String,
+    },
     /// The VMM ended while it was to boot.
     #[error("The VM did not boot: {0}")]
     Died(Box<ExitReport>),

@@ -6,12 +6,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
 
 use crate::console::{Console, Feed};
+use crate::devices::{DiskSpec, PciPath};
 use crate::error::VmmError;
 use crate::exit::{ExitCause, ExitReport};
 use crate::memory::Mib;
@@ -29,6 +31,9 @@ pub enum Verb {
     Resume,
     Reset,
     AddMemory,
+    SetVcpus,
+    AddDisk,
+    RemoveDisk,
     Info,
 }
 
@@ -41,6 +46,9 @@ impl fmt::Display for Verb {
             Self::Resume => "resume",
             Self::Reset => "reset",
             Self::AddMemory => "add memory",
+            Self::SetVcpus => "add vCPUs",
+            Self::AddDisk => "add a disk",
+            Self::RemoveDisk => "remove a disk",
             Self::Info => "tell its state",
         })
     }
@@ -153,7 +161,12 @@ impl Vmm for FakeVmm {
             let running = Running { name, exit: exit_sender, console: (console.clone(), feed) };
             state.running.insert(pid, running);
             drop(state);
-            let guest = Mutex::new(Guest { state: VmState::Running, memory: spec.memory });
+            let guest = Mutex::new(Guest {
+                state: VmState::Running,
+                memory: spec.memory,
+                vcpus: spec.vcpus,
+                disks: vec![None; spec.disk_slots.into()],
+            });
             let (spec, files) = (spec.clone(), Mutex::new(files));
             Ok(Box::new(FakeVm { vmm: self.clone(), spec, pid, guest, exit, console, files })
                 as Box<dyn Vm>)
@@ -176,9 +189,21 @@ struct FakeVm {
 struct Guest {
     state: VmState,
     memory: Mib,
+    vcpus: u16,
+    /// By slot, the ids of plugged disks.
+    disks: Vec<Option<String>>,
 }
 
 impl FakeVm {
+    fn refuse_disk(&self, id: &str, why: &str) -> VmmError {
+        VmmError::Disk {
+            name: self.spec.name.clone(),
+            disk: id.to_owned(),
+            path: PathBuf::new(),
+            why: why.to_owned(),
+        }
+    }
+
     /// Records the call and refuses it if told so, or if the VM has ended.
     fn call(&self, verb: Verb, gone_verb: &'static str) -> Result<MutexGuard<'_, Guest>, VmmError> {
         self.vmm.call(&self.spec.name, verb)?;
@@ -250,13 +275,57 @@ impl Vm for FakeVm {
         })
     }
 
+    fn set_vcpus(&self, count: u16) -> VmFuture<'_, Result<(), VmmError>> {
+        Box::pin(async move {
+            let mut guest = self.call(Verb::SetVcpus, "add vCPUs")?;
+            let max = self.spec.vcpus_max.unwrap_or(self.spec.vcpus);
+            if !(guest.vcpus..=max).contains(&count) {
+                let allowed = format!("it has {}, and may have up to {max}", guest.vcpus);
+                let name = self.spec.name.clone();
+                return Err(VmmError::Vcpus { name, asked: count, allowed });
+            }
+            guest.vcpus = count;
+            Ok(())
+        })
+    }
+
+    fn add_disk<'a>(&'a self, disk: &'a DiskSpec) -> VmFuture<'a, Result<PciPath, VmmError>> {
+        Box::pin(async move {
+            let mut guest = self.call(Verb::AddDisk, "add a disk")?;
+            disk.check(&self.spec.name)?;
+            disk.is_block_device(&self.spec.name)?;
+            let cold = self.spec.disks.iter().map(|disk| &disk.id);
+            if cold.chain(guest.disks.iter().flatten()).any(|id| *id == disk.id) {
+                return Err(self.refuse_disk(&disk.id, "the VM has a disk of this id"));
+            }
+            let Some(free) = guest.disks.iter().position(Option::is_none) else {
+                return Err(self.refuse_disk(&disk.id, "all slots are in use"));
+            };
+            guest.disks[free] = Some(disk.id.clone());
+            Ok(PciPath::new([0x1e - u8::try_from(free).unwrap_or_default(), 0]))
+        })
+    }
+
+    fn remove_disk<'a>(&'a self, id: &'a str) -> VmFuture<'a, Result<(), VmmError>> {
+        Box::pin(async move {
+            let mut guest = self.call(Verb::RemoveDisk, "remove a disk")?;
+            match guest.disks.iter_mut().find(|disk| disk.as_deref() == Some(id)) {
+                Some(disk) => {
+                    *disk = None;
+                    Ok(())
+                }
+                None => Err(self.refuse_disk(id, "it was not plugged by `add_disk`")),
+            }
+        })
+    }
+
     fn info(&self) -> VmFuture<'_, Result<VmInfo, VmmError>> {
         Box::pin(async {
             self.call(Verb::Info, "tell its state").map(|guest| VmInfo {
                 name: self.spec.name.clone(),
                 pid: self.pid,
                 state: guest.state.clone(),
-                vcpus: self.spec.vcpus,
+                vcpus: guest.vcpus,
                 memory: guest.memory,
             })
         })

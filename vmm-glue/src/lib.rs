@@ -4,7 +4,8 @@
 //!             boot                     pause            stop(grace), guest powers off, death
 //!  Vmm, VmSpec ----> Running <-------------------> Paused ----------------> ExitReport
 //!                     |  ^                           |
-//!                     `--'  reset (guest reboots)    `-- add_memory, info, console, wait: any time
+//!                     `--'  reset (guest reboots)    `-- add_memory, set_vcpus, add_disk,
+//!                                                        remove_disk, info, console, wait: any time
 //! ```
 //!
 //! A [`Vmm`] is a back end: [`qemu::Qemu`], [`cloud_hypervisor::CloudHypervisor`], or the fake of
@@ -27,20 +28,25 @@
 //! One thread per process watches all children; everything else runs in the caller's tokio runtime.
 
 pub mod accel;
+pub mod agent;
 pub mod cloud_hypervisor;
 #[cfg(feature = "testing")]
 pub mod conformance;
 mod console;
+mod devices;
 mod error;
 mod exit;
 #[cfg(feature = "testing")]
 pub mod fake;
+mod helper;
 pub mod host;
 mod memory;
 pub mod process;
 pub mod qemu;
 mod rundir;
+pub mod sharefs;
 mod spec;
+pub mod vsock;
 
 use std::fmt;
 use std::future::Future;
@@ -48,8 +54,10 @@ use std::pin::Pin;
 use std::time::Duration;
 
 pub use console::{Console, ConsoleClosed};
+pub use devices::{AGENT_PORT_NAME, AgentChannel, DiskAddress, DiskSpec, PciPath, ShareSpec};
 pub use error::VmmError;
 pub use exit::{ExitCause, ExitReport};
+pub use helper::HelperError;
 pub use memory::Mib;
 pub use rundir::RunDirError;
 pub use spec::{
@@ -101,6 +109,19 @@ pub trait Vm: fmt::Debug + Send + Sync {
     /// Plugs `size` more memory, a multiple of [`HOTPLUG_UNIT`]; the switch sees a new region. The
     /// sum may not exceed [`VmSpec::memory_max`]. A refused size changes nothing.
     fn add_memory(&self, size: Mib) -> VmFuture<'_, Result<(), VmmError>>;
+
+    /// Raises the number of virtual CPUs to `count`, at most [`VmSpec::vcpus_max`]. The guest has
+    /// to bring the new ones online (`OnlineCPUMem` of its agent). Fewer than now is refused, and
+    /// changes nothing: limit the VMM's cgroup instead.
+    fn set_vcpus(&self, count: u16) -> VmFuture<'_, Result<(), VmmError>>;
+
+    /// Plugs a disk into one of the free [`VmSpec::disk_slots`], and returns where the guest will
+    /// find it. The guest needs a moment to notice.
+    fn add_disk<'a>(&'a self, disk: &'a DiskSpec) -> VmFuture<'a, Result<PciPath, VmmError>>;
+
+    /// Takes a disk out that [`Vm::add_disk`] plugged, and closes its file. The guest must have
+    /// unmounted it, and takes part: it acknowledges the removal.
+    fn remove_disk<'a>(&'a self, id: &'a str) -> VmFuture<'a, Result<(), VmmError>>;
 
     /// What the VMM says of the VM now.
     fn info(&self) -> VmFuture<'_, Result<VmInfo, VmmError>>;

@@ -6,9 +6,10 @@
 //!  caller              reaper thread (own tokio runtime)           child
 //!  Child::spawn ----->  fork, exec ------------------------------> setpriv: die with the reaper
 //!     <---- pid, console, standard error                            sh: is the parent still ours?
+//!                                                                   sh: enter the cgroups
 //!  wait  <--- status -- waits on the pidfd, then reaps              exec wrapper... VMM
 //!  terminate --------->  SIGTERM
-//!  kill, drop -------->  SIGKILL, reaps
+//!  kill, drop -------->  SIGKILL to its process group, reaps
 //! ```
 //!
 //! # A child never outlives us
@@ -22,7 +23,7 @@
 //!
 //! `exec` all along the way keeps one pid: setpriv, shell, wrapper and VMM are the same, direct
 //! child. It leads a process group of its own, so Ctrl-C at a terminal reaches us alone and the
-//! VM is stopped in order.
+//! VM is stopped in order; and what a child forks (virtiofsd does) is killed with it.
 //!
 //! # Bounds
 //! One thread for all children. After an exit the pipes are read for 500 ms at most: a helper of
@@ -39,7 +40,7 @@ use std::sync::mpsc as std_mpsc;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use tokio::net::unix::pipe;
 use tokio::process::Command;
@@ -48,15 +49,21 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::console::{Console, Feed};
 use crate::exit::{ExitCause, ExitReport};
 
-/// `$1` is our pid. 125 is the code by which wrapping commands report a failure of their own.
-const PARENT_CHECK: &str = r#"[ "$PPID" = "$1" ] || exit 125; shift; exec "$@""#;
+/// `$1` is our pid, what follows up to `--` are files of cgroups, the rest is the command. 125 is the
+/// code by which wrapping commands report a failure of their own.
+const FIRST_STEPS: &str = r#"[ "$PPID" = "$1" ] || exit 125; shift
+while [ "$1" != -- ]; do
+    echo $$ > "$1" || { echo "the process cannot be put into the cgroup of $1" >&2; exit 125; }
+    shift
+done
+shift; exec "$@""#;
 const DRAIN_LIMIT: Duration = Duration::from_millis(500);
 /// A killed process ends in milliseconds unless the kernel itself is stuck.
 const REAP_LIMIT: Duration = Duration::from_secs(10);
 const REPORTED_LINES: usize = 20;
 
 /// What to run.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Launch {
     /// What people call it: the VM's name, for a VMM.
     pub name: String,
@@ -68,6 +75,11 @@ pub struct Launch {
     pub wrapper: Vec<String>,
     /// Receives standard output, a VMM's serial console.
     pub console_file: Option<PathBuf>,
+    /// Standard input; `None`: `/dev/null`. A listening socket may be handed over here.
+    pub stdin: Option<OwnedFd>,
+    /// Files to which the process writes its pid before it becomes the program, `cgroup.procs` of the
+    /// cgroups that it is to be in. So nothing that it does or allocates is outside of them.
+    pub cgroup_procs: Vec<PathBuf>,
 }
 
 /// Why a child could not be started.
@@ -148,12 +160,14 @@ impl Child {
 
         let mut command = Command::new("setpriv");
         command
-            .args(["--pdeathsig", "KILL", "--", "/bin/sh", "-c", PARENT_CHECK, "vmm-glue"])
+            .args(["--pdeathsig", "KILL", "--", "/bin/sh", "-c", FIRST_STEPS, "vmm-glue"])
             .arg(std::process::id().to_string())
+            .args(&launch.cgroup_procs)
+            .arg("--")
             .args(&launch.wrapper)
             .arg(&launch.program)
             .args(&launch.args)
-            .stdin(Stdio::null())
+            .stdin(launch.stdin.map_or_else(Stdio::null, Stdio::from))
             .stdout(stdout)
             .stderr(stderr)
             .process_group(0)
@@ -332,7 +346,11 @@ fn start(job: Job) {
                         // Fails only if the child has ended already.
                         let _ = kill(Pid::from_raw(pid.cast_signed()), signal);
                     }
-                    _ => {
+                    (_, pid) => {
+                        // While the leader is not reaped, nobody else's group has its number.
+                        if let Some(pid) = pid {
+                            let _ = killpg(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL);
+                        }
                         let _ = child.start_kill();
                         break child.wait().await;
                     }
@@ -369,8 +387,7 @@ mod tests {
             name: "a".into(),
             program: "/bin/sh".into(),
             args: vec!["-c".into(), script.into()],
-            wrapper: Vec::new(),
-            console_file: None,
+            ..Launch::default()
         }
     }
 
@@ -436,6 +453,60 @@ mod tests {
         let report = Child::spawn(launch).await.unwrap().wait().await;
         assert_eq!(report.cause, ExitCause::Code(127));
         assert!(report.stderr_tail.contains("/nowhere/vmm"), "{report}");
+    }
+
+    #[tokio::test]
+    async fn a_child_is_in_its_cgroups_before_it_becomes_the_program() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = ["one", "two"].map(|name| dir.path().join(name));
+        let mut launch = launch(r#"cat "$0" "$1""#);
+        launch.args.extend(files.iter().map(OsString::from));
+        launch.cgroup_procs = files.to_vec();
+        let child = Child::spawn(launch).await.unwrap();
+        let pid = child.pid();
+        assert_eq!(child.wait().await.console_tail, format!("{pid}\n{pid}"));
+    }
+
+    #[tokio::test]
+    async fn a_cgroup_that_is_not_there_ends_the_child_with_its_name() {
+        let mut launch = launch("echo started");
+        launch.cgroup_procs = vec!["/nowhere/cgroup.procs".into()];
+        let report = Child::spawn(launch).await.unwrap().wait().await;
+        assert_eq!((&report.cause, report.console_tail.as_str()), (&ExitCause::Code(125), ""));
+        assert!(report.stderr_tail.contains("cgroup of /nowhere/cgroup.procs"), "{report:?}");
+    }
+
+    #[tokio::test]
+    async fn what_a_killed_child_forked_is_killed_too() {
+        let child = Child::spawn(launch("sleep 1000 & echo $!; wait")).await.unwrap();
+        child.console().wait_for("\n").await.unwrap();
+        let forked: u32 = child.console().tail(1).parse().unwrap();
+        assert!(exists(forked));
+        child.kill();
+        child.wait().await;
+        let is_gone = || {
+            let stat = std::fs::read_to_string(format!("/proc/{forked}/stat")).unwrap_or_default();
+            // A zombie is left to whoever reaps orphans.
+            stat.is_empty() || stat.contains(") Z ")
+        };
+        let gone = async {
+            while !is_gone() {
+                tokio::task::yield_now().await;
+            }
+        };
+        let gone = tokio::time::timeout(REAP_LIMIT, gone).await;
+        assert!(gone.is_ok(), "pid {forked} outlived the child that forked it");
+    }
+
+    #[tokio::test]
+    async fn a_child_reads_what_it_was_given_as_input() {
+        let (reading, mut writing) = io::pipe().unwrap();
+        let mut launch = launch("exec cat");
+        launch.stdin = Some(reading.into());
+        let child = Child::spawn(launch).await.unwrap();
+        io::Write::write_all(&mut writing, b"given").unwrap();
+        drop(writing);
+        assert_eq!(child.wait().await.console_tail, "given");
     }
 
     /// Our children whose command line holds `mark`.

@@ -129,7 +129,8 @@ fn warn_unless_gone(path: &Path, outcome: io::Result<()>) {
     }
 }
 
-fn make_way(path: &Path, name: impl Fn() -> String) -> Result<(), RunDirError> {
+/// Clears `path` for a socket that is to be bound there: what a dead process left is removed.
+pub(crate) fn make_way(path: &Path, name: impl Fn() -> String) -> Result<(), RunDirError> {
     let clear = |source| RunDirError::Clear { name: name(), path: path.to_owned(), source };
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),

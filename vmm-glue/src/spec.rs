@@ -5,8 +5,8 @@
 //!
 //! # Bounds
 //! Names up to 63 bytes, socket paths up to 107 (`sun_path` of unix(7)), the kernel command line
-//! up to 2047 (`COMMAND_LINE_SIZE` of x86 Linux), 28 NICs (q35 has 30 free slots) of 1 to 64 queue
-//! pairs each.
+//! up to 2047 (`COMMAND_LINE_SIZE` of x86 Linux), 28 NICs of 1 to 64 queue pairs each. What a machine
+//! has room for is its back end's to judge.
 
 use std::fmt;
 use std::ops::Deref;
@@ -15,6 +15,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use crate::accel::Accel;
+use crate::devices::{AgentChannel, DiskSpec, ShareSpec};
 use crate::memory::Mib;
 
 /// Name of the virtio-serial port that carries the control channel (virtio 1.3 §5.3); the guest
@@ -39,8 +40,10 @@ const RING_SIZES: std::ops::RangeInclusive<u16> = 256..=1024;
 pub struct VmSpec {
     /// Unique among the VMs of `run_dir`: letters, digits, `.`, `_`, `-`; at most 63 bytes.
     pub name: String,
-    /// Virtual CPUs, 1 to 254.
+    /// Virtual CPUs at boot, 1 to 254.
     pub vcpus: u16,
+    /// Up to where [`Vm::set_vcpus`](crate::Vm::set_vcpus) may raise their number; `None`: it may not.
+    pub vcpus_max: Option<u16>,
     /// Memory at boot, at least 16 MiB. Always shared with the switch (a memfd), never preallocated.
     pub memory: Mib,
     /// Up to where [`Vm::add_memory`](crate::Vm::add_memory) may grow it; `None`: it may not.
@@ -58,6 +61,15 @@ pub struct VmSpec {
     pub accel: Accel,
     /// vhost-user NICs, in the order in which the guest finds them.
     pub nics: Vec<NicSpec>,
+    /// Directories of the host.
+    pub shares: Vec<ShareSpec>,
+    /// Disks at boot, in the order in which the guest finds them.
+    pub disks: Vec<DiskSpec>,
+    /// How many more disks [`Vm::add_disk`](crate::Vm::add_disk) may plug at a time. Each costs the
+    /// guest a PCI bridge to look at during its boot.
+    pub disk_slots: u16,
+    /// How the host reaches the agent in the guest.
+    pub agent: Option<AgentChannel>,
     /// UNIX socket, bound by the VMM, behind the virtio-serial port [`CONTROL_PORT`].
     pub control_socket: Option<PathBuf>,
     /// Where the serial console is written (the newest 8 MiB). Removed with the VM if it lies in
@@ -69,6 +81,8 @@ pub struct VmSpec {
     /// A program and its arguments to run the VMM under. It must `exec` the VMM in its own process
     /// (`strace -D`, `nice`, `numactl` do), as exit and death are watched by pid.
     pub wrapper: Vec<String>,
+    /// See [`Launch::cgroup_procs`](crate::process::Launch::cgroup_procs).
+    pub cgroup_procs: Vec<PathBuf>,
     /// How long [`Vmm::boot`](crate::Vmm::boot) may take, the switch's connections included.
     pub boot_timeout: Duration,
 }
@@ -79,6 +93,7 @@ impl VmSpec {
         Self {
             name: name.into(),
             vcpus: 1,
+            vcpus_max: None,
             memory: Mib::new(128),
             memory_max: None,
             kernel: None,
@@ -87,10 +102,15 @@ impl VmSpec {
             machine: Machine::Q35,
             accel: Accel::Tcg,
             nics: Vec::new(),
+            shares: Vec::new(),
+            disks: Vec::new(),
+            disk_slots: 0,
+            agent: None,
             control_socket: None,
             console_file: None,
             run_dir: run_dir.into(),
             wrapper: Vec::new(),
+            cgroup_procs: Vec::new(),
             boot_timeout: Duration::from_secs(30),
         }
     }
@@ -108,6 +128,11 @@ impl VmSpec {
         }
         if !(1..=MAX_VCPUS).contains(&self.vcpus) {
             return refuse("vcpus", &self.vcpus, "1 to 254");
+        }
+        if let Some(max) = self.vcpus_max
+            && !(self.vcpus..=MAX_VCPUS).contains(&max)
+        {
+            return refuse("vcpus_max", &max, "at least `vcpus`, and at most 254");
         }
         if self.memory < MIN_MEMORY {
             return refuse("memory", &self.memory, "at least 16 MiB");
@@ -137,8 +162,11 @@ impl VmSpec {
                 return refuse("nics.ring_size", &nic.ring_size, "256, 512 or 1024");
             }
         }
+        self.check_devices()?;
         let mut sockets: Vec<&Path> = self.nics.iter().map(|nic| nic.socket.as_path()).collect();
+        sockets.extend(self.shares.iter().map(|share| share.socket.as_path()));
         sockets.extend(self.control_socket.as_deref());
+        sockets.extend(self.agent.as_ref().and_then(AgentChannel::socket));
         for (i, socket) in sockets.iter().enumerate() {
             if socket.as_os_str().len() > MAX_SOCKET_PATH_BYTES {
                 return refuse("socket", &socket.display(), "a path of at most 107 bytes");
@@ -148,7 +176,8 @@ impl VmSpec {
             }
         }
         let paths = [&self.kernel, &self.initrd, &self.console_file].into_iter().flatten();
-        for path in paths.map(PathBuf::as_path).chain(sockets).chain([self.run_dir.as_path()]) {
+        let paths = paths.chain(&self.cgroup_procs).map(PathBuf::as_path);
+        for path in paths.chain(sockets).chain([self.run_dir.as_path()]) {
             let is_text = path.to_str().is_some_and(|text| !text.contains(['\0', '\n']));
             if !is_text || !path.is_absolute() {
                 return refuse("path", &path.display(), "an absolute path in UTF-8");
@@ -180,11 +209,18 @@ impl CheckedSpec<'_> {
     pub fn bound_sockets(&self) -> impl Iterator<Item = &Path> {
         let listens = |nic: &&NicSpec| nic.mode == SocketMode::VmmListens;
         let nics = self.0.nics.iter().filter(listens).map(|nic| nic.socket.as_path());
-        nics.chain(self.0.control_socket.as_deref())
+        let agent = match &self.0.agent {
+            Some(AgentChannel::Serial { socket } | AgentChannel::Hybrid { socket, .. }) => {
+                Some(socket.as_path())
+            }
+            _ => None,
+        };
+        nics.chain(self.0.control_socket.as_deref()).chain(agent)
     }
 }
 
-fn is_name(name: &str) -> bool {
+/// Of a VM, a share, a disk: fit for a file name, an option of QEMU and a person.
+pub(crate) fn is_name(name: &str) -> bool {
     let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
     !name.is_empty()
         && name.len() <= MAX_NAME_BYTES
@@ -322,6 +358,7 @@ mod tests {
         assert_eq!(refused_field(|s| s.name = String::new()), "name");
         assert_eq!(refused_field(|s| s.name = "../a".into()), "name");
         assert_eq!(refused_field(|s| s.vcpus = 0), "vcpus");
+        assert_eq!(refused_field(|s| (s.vcpus, s.vcpus_max) = (2, Some(1))), "vcpus_max");
         assert_eq!(refused_field(|s| s.memory = Mib::new(15)), "memory");
         assert_eq!(refused_field(|s| s.memory_max = Some(Mib::new(64))), "memory_max");
         assert_eq!(refused_field(|s| s.initrd = Some("/initrd".into())), "initrd");
@@ -334,6 +371,7 @@ mod tests {
         assert_eq!(refused_field(|s| s.nics.push(second)), "socket");
         assert_eq!(refused_field(|s| s.control_socket = Some("/".repeat(108).into())), "socket");
         assert_eq!(refused_field(|s| s.run_dir = "relative".into()), "path");
+        assert_eq!(refused_field(|s| s.cgroup_procs = vec!["tasks".into()]), "path");
         assert_eq!(refused_field(|s| s.wrapper = vec![String::new()]), "wrapper");
     }
 
@@ -354,9 +392,12 @@ mod tests {
             ..NicSpec::new("/run/switch/1.sock", MacAddr([2, 0, 0, 0, 0, 2]))
         });
         spec.control_socket = Some("/run/a/ctl.sock".into());
+        spec.shares.push(ShareSpec::new("kataShared", "/run/a/fs.sock"));
+        spec.agent = Some(AgentChannel::Serial { socket: "/run/a/agent.sock".into() });
         let checked = spec.check().unwrap();
         let bound: Vec<_> = checked.bound_sockets().collect();
-        assert_eq!(bound, [Path::new("/run/a/0.sock"), Path::new("/run/a/ctl.sock")]);
+        let expected = ["/run/a/0.sock", "/run/a/ctl.sock", "/run/a/agent.sock"];
+        assert_eq!(bound, expected.map(Path::new));
     }
 
     #[test]

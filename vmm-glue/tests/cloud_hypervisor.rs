@@ -20,7 +20,7 @@ fn fake() -> CloudHypervisor {
 fn spec(dir: &Path) -> VmSpec {
     let mut spec = VmSpec::new("trial", dir.join("run"));
     (spec.accel, spec.kernel) = (Accel::Kvm, Some("/proc/self/exe".into()));
-    spec.memory_max = Some(Mib::new(512));
+    (spec.memory_max, spec.vcpus_max, spec.disk_slots) = (Some(Mib::new(512)), Some(2), 1);
     spec
 }
 

@@ -4,12 +4,16 @@ use std::path::Path;
 use std::time::Duration;
 
 use vmm_glue::fake::{FakeVmm, Verb};
-use vmm_glue::{ExitCause, Mib, Vm, VmSpec, Vmm, VmmError};
+use vmm_glue::{DiskSpec, ExitCause, Mib, Vm, VmSpec, Vmm, VmmError};
 
 fn recipe(dir: &Path) -> VmSpec {
     let mut spec = VmSpec::new("fake", dir.join("run"));
-    spec.memory_max = Some(Mib::new(512));
+    (spec.memory_max, spec.vcpus_max, spec.disk_slots) = (Some(Mib::new(512)), Some(2), 1);
     spec
+}
+
+fn disk() -> DiskSpec {
+    DiskSpec::readonly("extra", "/proc/self/exe")
 }
 
 #[tokio::test]
@@ -28,6 +32,9 @@ async fn attempt(vmm: &FakeVmm, vm: &dyn Vm, spec: &VmSpec, verb: Verb) -> Resul
         Verb::Resume => vm.resume().await,
         Verb::Reset => vm.reset().await,
         Verb::AddMemory => vm.add_memory(Mib::new(128)).await,
+        Verb::SetVcpus => vm.set_vcpus(2).await,
+        Verb::AddDisk => vm.add_disk(&disk()).await.map(drop),
+        Verb::RemoveDisk => vm.remove_disk("extra").await,
         Verb::Info => vm.info().await.map(drop),
     }
 }
@@ -43,6 +50,9 @@ async fn each_verb_fails_on_request_and_works_again_and_is_recorded() {
         Verb::Resume,
         Verb::Reset,
         Verb::AddMemory,
+        Verb::SetVcpus,
+        Verb::AddDisk,
+        Verb::RemoveDisk,
         Verb::Info,
         Verb::Stop,
     ];

@@ -47,7 +47,7 @@ async fn qemu_conforms() {
     let _switch = Switch::connecting(&socket);
     let recipe = |dir: &Path| {
         let mut spec = spec(dir);
-        spec.vcpus = 2;
+        (spec.vcpus, spec.vcpus_max, spec.disk_slots) = (2, Some(3), 1);
         spec.memory_max = Some(Mib::new(512));
         spec.nics.push(NicSpec::new(&socket, mac(1)));
         spec.console_file = Some(dir.join("run/console"));

@@ -3,6 +3,7 @@
 //! As root what is missing is installed, with one `apt-get update` at most; anybody else is told
 //! the one line to run. Waiting for another package manager is left to apt.
 
+use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -13,6 +14,12 @@ use crate::command::{self, Ending};
 
 /// Where apt keeps its lists of packages.
 const LISTS: &str = "/var/lib/apt/lists";
+/// The package that brings a system service along.
+const CONTAINERD: &str = "containerd";
+/// Packages of other makers that contain others: Docker's own containerd comes with runc.
+const STAND_INS: &[(&str, &str)] = &[(CONTAINERD, "containerd.io"), ("runc", "containerd.io")];
+/// Where an administrator's word on systemd's units stands.
+const UNITS: &str = "/etc/systemd/system";
 /// How long apt waits for another package manager, in seconds.
 const LOCK_TIMEOUT_S: u32 = 600;
 
@@ -33,6 +40,8 @@ pub enum Purpose {
     Vm,
     /// Watching the system calls of our processes
     Trace,
+    /// Running pods: containerd, runc and the stock CNI plugins
+    Pods,
 }
 
 impl Purpose {
@@ -41,6 +50,7 @@ impl Purpose {
         match self {
             Self::Vm => &["qemu-system-x86"],
             Self::Trace => &["strace"],
+            Self::Pods => &[CONTAINERD, "runc", "containernetworking-plugins"],
         }
     }
 }
@@ -69,7 +79,8 @@ pub fn ensure(purposes: &[Purpose]) -> Result<()> {
     if packages.is_empty() {
         return Ok(());
     }
-    let install = ["install", "--yes", "--no-install-recommends"];
+    // Nothing of the user's is removed for our sake: if a package conflicts, apt says so.
+    let install = ["install", "--yes", "--no-install-recommends", "--no-remove"];
     if !nix::unistd::geteuid().is_root() {
         let (install, packages) = (install.join(" "), packages.join(" "));
         bail!(
@@ -78,6 +89,9 @@ pub fn ensure(purposes: &[Purpose]) -> Result<()> {
         );
     }
     println!("Installing {}", packages.join(", "));
+    if packages.contains(&CONTAINERD) {
+        mask_service(Path::new(UNITS))?;
+    }
     let mut arguments = install.to_vec();
     arguments.extend(&packages);
     // Lists that are old may name versions that the mirror no longer has.
@@ -123,25 +137,44 @@ fn apt_get(arguments: &[&str]) -> Result<()> {
     Ok(())
 }
 
+/// Keeps the containerd that is about to be installed from being started and enabled as a service:
+/// we run our own. What `systemctl mask` does, which `systemctl unmask containerd` undoes; a unit that the
+/// administrator has written stands.
+fn mask_service(units: &Path) -> Result<()> {
+    let unit = units.join("containerd.service");
+    if !units.is_dir() || unit.symlink_metadata().is_ok() {
+        return Ok(());
+    }
+    println!("  its service stays off; if you want it: systemctl unmask containerd");
+    symlink("/dev/null", &unit).with_context(|| format!("Failed to mask {}", unit.display()))
+}
+
 fn missing(purposes: &[Purpose]) -> Result<Vec<&'static str>> {
     let needed: Vec<_> = purposes.iter().flat_map(|purpose| purpose.packages()).copied().collect();
     let mut command = Command::new("dpkg-query");
     command.args(["--show", "--showformat=${Package}\\t${db:Status-Status}\\n"]).args(&needed);
+    command.args(STAND_INS.iter().map(|(_, other)| other));
     let output = command::output(&mut command).context("This needs Debian")?;
     // It fails when it knows nothing of one of the names; what it knows of the others stands.
     Ok(not_installed(&needed, &String::from_utf8_lossy(&output.stdout)))
 }
 
-/// Those of `needed` that dpkg-query does not show as installed.
+/// Those of `needed` that dpkg-query does not show as installed, neither they nor a stand-in.
 fn not_installed(needed: &[&'static str], shown: &str) -> Vec<&'static str> {
-    let is_installed = |package: &str| {
+    let is_shown = |package: &str| {
         shown.lines().any(|line| line.split_once('\t') == Some((package, "installed")))
+    };
+    let is_installed = |package: &str| {
+        let mut others = STAND_INS.iter().filter(|(of, _)| *of == package);
+        is_shown(package) || others.any(|(_, other)| is_shown(other))
     };
     needed.iter().copied().filter(|package| !is_installed(package)).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
@@ -150,6 +183,26 @@ mod tests {
             "strace\tinstalled\nqemu-system-x86\tconfig-files\nqemu-system-x86-xen\tinstalled\n";
         let missing = not_installed(&["qemu-system-x86", "strace", "kmod"], shown);
         assert_eq!(missing, ["qemu-system-x86", "kmod"]);
+    }
+
+    #[test]
+    fn the_containerd_of_another_maker_is_not_replaced() {
+        let shown = "containerd.io\tinstalled\n";
+        assert_eq!(not_installed(&["containerd", "runc", "strace"], shown), ["strace"]);
+    }
+
+    #[test]
+    fn the_service_is_masked_unless_the_administrator_has_a_word_on_it() {
+        let units = tempfile::tempdir().unwrap();
+        let unit = units.path().join("containerd.service");
+        mask_service(units.path()).unwrap();
+        assert_eq!(unit.read_link().unwrap(), Path::new("/dev/null"));
+        fs::remove_file(&unit).unwrap();
+        fs::write(&unit, "[Unit]").unwrap();
+        mask_service(units.path()).unwrap();
+        assert_eq!(fs::read_to_string(&unit).unwrap(), "[Unit]");
+        // Without systemd there is no service to keep off.
+        mask_service(&units.path().join("none")).unwrap();
     }
 
     #[test]

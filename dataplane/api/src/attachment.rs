@@ -166,11 +166,19 @@ pub struct Dns {
     pub options: Vec<String>,
 }
 
-/// Attachments that match a filter, by owner and interface.
+/// Attachments that match a filter, in the order in which they were made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct AttachmentList {
     /// The attachments.
     pub attachments: Vec<Attachment>,
+}
+
+/// The MAC address of the gateway of segment `vni` where that is the host: one for each segment, the
+/// same on every host and after every restart. Locally administered; no guest is given it.
+#[must_use]
+pub const fn gateway_mac(vni: u32) -> Mac {
+    let [_, a, b, c] = vni.to_be_bytes();
+    Mac([0x0a, 0x57, 0x00, a, b, c])
 }
 
 impl AttachmentSpec {
@@ -239,4 +247,50 @@ pub fn check_interface(interface: &str) -> Result<(), ApiError> {
         "An interface name is 1 to 15 visible characters without / and :",
         "Use eth0, as container engines do",
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_segment_has_a_gateway_address_of_its_own() {
+        assert_eq!(gateway_mac(0).to_string(), "0a:57:00:00:00:00");
+        assert_eq!(gateway_mac(crate::MAX_VNI).to_string(), "0a:57:00:ff:ff:ff");
+        assert!(gateway_mac(7).is_station());
+    }
+
+    #[test]
+    fn owners_and_interfaces_that_cannot_be_are_refused() {
+        let long = "x".repeat(MAX_OWNER_BYTES + 1);
+        for owner in ["", ".", "..", "a/b", "a b", "ü", &long] {
+            assert_eq!(check_owner(owner).expect_err(owner).field.as_deref(), Some("owner"));
+        }
+        check_owner(&long[1..]).expect("fits");
+        for interface in ["", ".", "..", "a/b", "a:b", "a b", "ü", "sixteen-letters-"] {
+            let error = check_interface(interface).expect_err(interface);
+            assert_eq!(error.field.as_deref(), Some("interface"));
+        }
+        check_interface("fifteen-letters").expect("fits");
+    }
+
+    #[test]
+    fn labels_that_are_too_many_or_too_long_are_refused() {
+        let spec = |labels: Vec<(String, String)>| AttachmentSpec {
+            labels: labels.into_iter().collect(),
+            ..AttachmentSpec::default()
+        };
+        let many = (0..=MAX_LABELS).map(|n| (n.to_string(), String::new())).collect::<Vec<_>>();
+        spec(many[1..].to_vec()).check().expect("fits");
+        let long = "x".repeat(MAX_LABEL_BYTES + 1);
+        for labels in [
+            many,
+            vec![(String::new(), "v".into())],
+            vec![(long.clone(), "v".into())],
+            vec![("k".into(), long)],
+        ] {
+            let error = spec(labels).check().expect_err("refused");
+            assert_eq!(error.field.as_deref(), Some("labels"));
+        }
+    }
 }

@@ -2,7 +2,8 @@
 //!
 //! slipwayd speaks HTTP/1.1 with JSON bodies. This package holds the types of that conversation,
 //! shared by the server (`dataplane::control`) and everything that asks it for something, and, with
-//! the feature `client`, a typed client.
+//! the feature `client`, a typed client. The feature `confine` has what all of these promise: no
+//! netlink.
 //!
 //! # How it is meant to be used
 //! Creation is `PUT` under a name the caller chooses. The same request twice is answered with the
@@ -21,6 +22,8 @@
 mod attachment;
 #[cfg(feature = "client")]
 pub mod client;
+#[cfg(feature = "confine")]
+pub mod confine;
 mod daemon;
 mod error;
 mod explain;
@@ -33,7 +36,7 @@ mod vni;
 pub use attachment::{
     Attachment, AttachmentList, AttachmentRoute, AttachmentSpec, DEFAULT_NETWORK, Dns,
     MAX_INTERFACE_BYTES, MAX_LABEL_BYTES, MAX_LABELS, MAX_OWNER_BYTES, Neighbour, Network,
-    NetworkList, check_interface, check_owner,
+    NetworkList, check_interface, check_owner, gateway_mac,
 };
 pub use daemon::{Health, HealthStatus, Version};
 pub use error::{ApiError, ErrorCode, ErrorReply};
@@ -44,9 +47,9 @@ pub use fdb::{
 };
 pub use mac::{Mac, MacError};
 pub use port::{
-    AppliedPortSpec, Created, Difference, Direction, LinkState, MAX_ADDRESSES, MAX_MAC_QUOTA, MAX_NAME_BYTES,
-    MAX_QUEUE_PAIRS, MAX_SOCKET_PATH_BYTES, MIN_MTU_BYTES, MemoryRegion, Port, PortDefaults,
-    PortList, PortMode, PortSpec, Ring, RingState,
+    AppliedPortSpec, Created, Difference, Direction, LinkState, MAX_ADDRESSES, MAX_MAC_QUOTA,
+    MAX_NAME_BYTES, MAX_QUEUE_PAIRS, MAX_SOCKET_PATH_BYTES, MIN_MTU_BYTES, MemoryRegion, Port,
+    PortDefaults, PortList, PortMode, PortSpec, Ring, RingState,
 };
 pub use stats::{Drops, EgressStats, IngressStats, Pmd, PmdList, PmdRing, PortStats, Stats};
 pub use vni::{MAX_AGEING_S, MAX_VNI, UnknownUnicast, Vni, VniList, VniSpec};

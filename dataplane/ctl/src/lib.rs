@@ -12,6 +12,7 @@
 //! One; calls are made one after the other.
 
 pub mod cli;
+pub mod cni;
 mod run;
 mod tables;
 mod watch;

@@ -124,8 +124,8 @@ impl Config {
         config.check().map_err(|bad| {
             // A default can be at fault too, when another key contradicts it: then its section is
             // the place to look at.
-            let section = bad.key.split('.').next().unwrap_or_default();
-            let place = lines.get(bad.key).or_else(|| lines.get(section)).cloned();
+            let section = bad.key.split(['.', '[']).next().unwrap_or_default();
+            let place = lines.get(&bad.key).or_else(|| lines.get(section)).cloned();
             let place = place.unwrap_or(Place { file: file.to_owned(), line: 1 });
             ConfigError::BadValue { place, bad }
         })?;
@@ -146,17 +146,51 @@ fn lines_of_keys(
             return Err(unknown_at_top(section, at));
         };
         lines.insert(section.to_owned(), at);
-        let DeValue::Table(keys) = value.get_ref() else { continue }; // refused by its type later
-        for key in keys.keys() {
-            let at = place(Some(key.span()));
-            let key = key.get_ref().as_ref();
-            if !known.iter().any(|known| known == key) {
-                return Err(unknown_in(section, known, key, at));
+        let is_list = LISTS.contains(&section);
+        match value.get_ref() {
+            DeValue::Table(_) if is_list => {
+                return Err(not_a_list(section, lines[section].clone()));
             }
-            lines.insert(format!("{section}.{key}"), at);
+            DeValue::Table(keys) => lines_in(section, section, keys, known, place, &mut lines)?,
+            DeValue::Array(items) if is_list => {
+                for (index, item) in items.iter().enumerate() {
+                    let DeValue::Table(keys) = item.get_ref() else { continue };
+                    let name = format!("{section}[{index}]");
+                    lines_in(section, &name, keys, known, place, &mut lines)?;
+                }
+            }
+            _ => {} // refused by its type later
         }
     }
     Ok(lines)
+}
+
+/// Sections that may be repeated.
+const LISTS: [&str; 1] = ["networks"];
+
+/// [`lines_of_keys`] of one section, which is called `name` where a value is to blame.
+fn lines_in(
+    section: &str,
+    name: &str,
+    keys: &DeTable<'_>,
+    known: &[String],
+    place: &impl Fn(Option<Range<usize>>) -> Place,
+    lines: &mut BTreeMap<String, Place>,
+) -> Result<(), ConfigError> {
+    for key in keys.keys() {
+        let at = place(Some(key.span()));
+        let key = key.get_ref().as_ref();
+        if !known.iter().any(|known| known == key) {
+            return Err(unknown_in(section, known, key, at));
+        }
+        lines.insert(format!("{name}.{key}"), at);
+    }
+    Ok(())
+}
+
+fn not_a_list(section: &str, place: Place) -> ConfigError {
+    let message = format!("there may be several; write [[{section}]]");
+    ConfigError::WrongType { place, key: section.to_owned(), message }
 }
 
 /// The keys of each section, as the types have them.
@@ -164,11 +198,10 @@ static KEYS: LazyLock<BTreeMap<String, Vec<String>>> = LazyLock::new(|| {
     let defaults = serde_json::to_value(Config::default()).expect("the defaults are plain data");
     let sections = defaults.as_object().into_iter().flatten();
     sections
-        .map(|(section, keys)| {
-            (
-                section.clone(),
-                keys.as_object().into_iter().flatten().map(|(k, _)| k.clone()).collect(),
-            )
+        .map(|(section, value)| {
+            // A section that may be repeated has one example among the defaults.
+            let keys = value.as_object().or_else(|| value.as_array()?.first()?.as_object());
+            (section.clone(), keys.into_iter().flatten().map(|(key, _)| key.clone()).collect())
         })
         .collect()
 });

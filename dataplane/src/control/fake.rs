@@ -9,13 +9,16 @@ use std::{
 };
 
 use slipway_api::{
-    ApiError, Created, Decision, Direction, EgressStats, ErrorCode, ExplainReply, FdbEntry,
-    FdbFilter, FdbKind, FdbList, Health, HealthStatus, IngressStats, LinkState, Mac, MemoryRegion,
-    Pmd, PmdList, PmdRing, Port, PortDefaults, PortList, PortSpec, PortStats, Ring, RingState,
-    Stage, StaticEntry, Stats, UnknownUnicast, Vni, VniList, VniSpec,
+    ApiError, Attachment, AttachmentList, AttachmentSpec, Created, Decision, Direction,
+    EgressStats, ErrorCode, ExplainReply, FdbEntry, FdbFilter, FdbKind, FdbList, Health,
+    HealthStatus, IngressStats, LinkState, Mac, MemoryRegion, NetworkList, Pmd, PmdList, PmdRing,
+    Port, PortDefaults, PortList, PortSpec, PortStats, Ring, RingState, Stage, StaticEntry, Stats,
+    UnknownUnicast, Vni, VniList, VniSpec,
 };
 
-use super::Control;
+use super::{Control, refusal};
+use crate::attach::{AttachConfig, Attachments, PodPort, PodPorts};
+use crate::config::NetworkConfig;
 
 /// Ports that fit.
 const MAX_PORTS: usize = 8;
@@ -26,6 +29,7 @@ const AGEING_S: u32 = 300;
 #[derive(Debug)]
 pub struct FakeSwitch {
     defaults: PortDefaults,
+    attachments: Attachments,
     state: Mutex<State>,
 }
 
@@ -33,6 +37,8 @@ pub struct FakeSwitch {
 struct State {
     next_id: u32,
     ports: BTreeMap<String, Port>,
+    /// Ports of attachments, and whose they are.
+    pods: BTreeMap<String, String>,
     vnis: BTreeMap<u32, VniSpec>,
     fdb: BTreeMap<(u32, Mac), FdbEntry>,
     problems: Vec<String>,
@@ -40,10 +46,22 @@ struct State {
 }
 
 impl FakeSwitch {
-    /// A switch without ports.
+    /// A switch without ports, with the network of a configuration that names none.
     #[must_use]
     pub fn new(defaults: PortDefaults) -> Self {
-        Self { defaults, state: Mutex::default() }
+        Self::with_networks(defaults, vec![NetworkConfig::preset()])
+    }
+
+    /// A switch without ports, with these networks. Its attachments end with it.
+    ///
+    /// # Panics
+    /// Never: without a store there is nothing to open.
+    #[must_use]
+    pub fn with_networks(defaults: PortDefaults, networks: Vec<NetworkConfig>) -> Self {
+        let socket_dir = defaults.socket_dir.with_file_name("vm");
+        let attachments = AttachConfig { networks, socket_dir, store_dir: None };
+        let attachments = Attachments::open(attachments).expect("there is nothing to open");
+        Self { defaults, attachments, state: Mutex::default() }
     }
 
     /// Lets a front end connect to `port`: one queue pair runs on PMD 0.
@@ -96,6 +114,28 @@ impl FakeSwitch {
     }
 }
 
+impl PodPorts for FakeSwitch {
+    fn open_pod(&self, port: PodPort) -> Result<(), ApiError> {
+        let name = port.spec.name.clone();
+        if self.get_port(&name).is_some() {
+            return Err(refusal::port_exists(&name));
+        }
+        self.create_port(port.spec)?;
+        self.state().pods.insert(name, port.user);
+        Ok(())
+    }
+
+    fn close_pod(&self, name: &str) {
+        let mut state = self.state();
+        state.pods.remove(name);
+        state.remove_port(name);
+    }
+
+    fn pod_link(&self, name: &str) -> Option<LinkState> {
+        self.state().ports.get(name).map(|port| port.link)
+    }
+}
+
 impl Control for FakeSwitch {
     fn create_port(&self, spec: PortSpec) -> Result<(Port, Created), ApiError> {
         let spec = spec.apply(&self.defaults)?;
@@ -103,6 +143,14 @@ impl Control for FakeSwitch {
         if let Some(existing) = state.ports.get(&spec.name) {
             existing.spec.same_as(&spec)?;
             return Ok((existing.clone(), Created::Existing));
+        }
+        if let Some(mac) = spec.mac.filter(|mac| state.fdb.contains_key(&(spec.vni, *mac))) {
+            return Err(ApiError::new(
+                ErrorCode::Conflict,
+                format!("{mac} is behind another port"),
+                "Give each guest an address of its own",
+            )
+            .about("mac", mac));
         }
         if state.ports.len() == MAX_PORTS {
             return Err(ApiError::new(
@@ -145,9 +193,10 @@ impl Control for FakeSwitch {
 
     fn delete_port(&self, name: &str) -> Result<(), ApiError> {
         let mut state = self.state();
-        state.ports.remove(name).ok_or_else(|| ApiError::not_found("port", name))?;
-        state.fdb.retain(|_, entry| entry.port != name);
-        Ok(())
+        if let Some(user) = state.pods.get(name) {
+            return Err(refusal::port_of(user, name));
+        }
+        state.remove_port(name).ok_or_else(|| ApiError::not_found("port", name))
     }
 
     fn list_vnis(&self) -> VniList {
@@ -240,6 +289,31 @@ impl Control for FakeSwitch {
             .about("mac", mac));
         }
         state.fdb.remove(&(vni, mac)).map(drop).ok_or_else(|| ApiError::not_found("mac", mac))
+    }
+
+    fn list_networks(&self) -> NetworkList {
+        self.attachments.networks()
+    }
+
+    fn list_attachments(&self, owner: Option<&str>) -> AttachmentList {
+        self.attachments.list(self, owner)
+    }
+
+    fn get_attachment(&self, owner: &str, interface: &str) -> Option<Attachment> {
+        self.attachments.get(self, owner, interface)
+    }
+
+    fn attach(
+        &self,
+        owner: &str,
+        interface: &str,
+        spec: &AttachmentSpec,
+    ) -> Result<(Attachment, Created), ApiError> {
+        self.attachments.attach(self, owner, interface, spec)
+    }
+
+    fn detach(&self, owner: &str, interface: &str) -> Result<(), ApiError> {
+        self.attachments.detach(self, owner, interface)
     }
 
     /// Each read finds every port a thousand frames further.
@@ -335,6 +409,12 @@ impl Control for FakeSwitch {
 }
 
 impl State {
+    fn remove_port(&mut self, name: &str) -> Option<()> {
+        self.ports.remove(name)?;
+        self.fdb.retain(|_, entry| entry.port != name);
+        Some(())
+    }
+
     fn vni(&self, vni: u32) -> Vni {
         let spec = self.vnis.get(&vni).cloned().unwrap_or_default();
         let mut ports = self.ports.values().filter(|port| port.spec.vni == vni).peekable();

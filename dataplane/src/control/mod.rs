@@ -38,8 +38,9 @@ mod tests;
 mod view;
 
 use slipway_api::{
-    ApiError, Created, ExplainReply, FdbEntry, FdbFilter, FdbList, Health, Mac, PmdList, Port,
-    PortList, PortSpec, StaticEntry, Stats, Version, Vni, VniList, VniSpec,
+    ApiError, Attachment, AttachmentList, AttachmentSpec, Created, ExplainReply, FdbEntry,
+    FdbFilter, FdbList, Health, Mac, NetworkList, PmdList, Port, PortList, PortSpec, StaticEntry,
+    Stats, Version, Vni, VniList, VniSpec,
 };
 
 /// What the API needs of a switch.
@@ -65,7 +66,7 @@ pub trait Control: Send + Sync + 'static {
     /// Removes a port, its socket and its FDB entries.
     ///
     /// # Errors
-    /// `NotFound`.
+    /// `NotFound`, or `InUse` when it is the port of an attachment.
     fn delete_port(&self, name: &str) -> Result<(), ApiError>;
 
     /// Every segment that has settings or ports, by number.
@@ -99,6 +100,32 @@ pub trait Control: Send + Sync + 'static {
     /// # Errors
     /// `NotFound`, or `InUse` when it is the address that the port itself was created with.
     fn delete_fdb(&self, vni: u32, mac: Mac) -> Result<(), ApiError>;
+
+    /// The networks that attachments may join, by name.
+    fn list_networks(&self) -> NetworkList;
+
+    /// All attachments, or those of one owner, in the order of their creation.
+    fn list_attachments(&self, owner: Option<&str>) -> AttachmentList;
+
+    /// One attachment; `None` when there is none.
+    fn get_attachment(&self, owner: &str, interface: &str) -> Option<Attachment>;
+
+    /// Attaches an interface, or finds it attached as `spec` says.
+    ///
+    /// # Errors
+    /// See [`crate::attach::Attachments::attach`].
+    fn attach(
+        &self,
+        owner: &str,
+        interface: &str,
+        spec: &AttachmentSpec,
+    ) -> Result<(Attachment, Created), ApiError>;
+
+    /// Gives back address and port of an attachment; one that is not there is no error.
+    ///
+    /// # Errors
+    /// `Internal` when its record cannot be removed.
+    fn detach(&self, owner: &str, interface: &str) -> Result<(), ApiError>;
 
     /// The counters of every port, by name.
     fn stats(&self) -> Stats;

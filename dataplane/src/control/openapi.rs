@@ -19,6 +19,8 @@ use super::routes;
         routes::list_ports, routes::get_port, routes::put_port, routes::delete_port,
         routes::list_vnis, routes::put_vni, routes::delete_vni,
         routes::list_fdb, routes::put_fdb, routes::delete_fdb,
+        routes::list_networks, routes::list_attachments, routes::get_attachment,
+        routes::put_attachment, routes::delete_attachment,
         routes::stats, routes::pmds, routes::explain, routes::health, routes::version,
         routes::metrics, routes::document,
     ),

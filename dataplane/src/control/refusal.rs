@@ -127,6 +127,26 @@ pub fn parse_mac(text: &str) -> Result<Mac, ApiError> {
     })
 }
 
+/// A port that only its attachment's end removes.
+pub fn port_of(user: &str, name: &str) -> ApiError {
+    ApiError::new(
+        ErrorCode::InUse,
+        format!("It is the port of {user}"),
+        "Delete the attachment instead: `slipwayctl attachments rm`",
+    )
+    .about("name", name)
+}
+
+/// A pod's port cannot have this name.
+pub fn port_exists(name: &str) -> ApiError {
+    ApiError::new(
+        ErrorCode::Conflict,
+        format!("There is a port {name} that belongs to no attachment"),
+        "Delete that port first: its name is the one of a pod's port",
+    )
+    .about("port", name)
+}
+
 /// No route of this path.
 pub async fn no_such_route(parts: Parts) -> Refusal {
     Refusal(

@@ -19,11 +19,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
 use slipway_api::{
-    ApiError, AppliedPortSpec, Created, ErrorCode, ExplainReply, FdbEntry, FdbFilter, FdbKind,
-    FdbList, Health, HealthStatus, LinkState, Mac, PmdList, Port, PortDefaults, PortList, PortMode,
-    PortSpec, StaticEntry, Stats, UnknownUnicast as Policy, Vni, VniList, VniSpec,
+    ApiError, AppliedPortSpec, Attachment, AttachmentList, AttachmentSpec, Created, ErrorCode,
+    ExplainReply, FdbEntry, FdbFilter, FdbKind, FdbList, Health, HealthStatus, LinkState, Mac,
+    NetworkList, PmdList, Port, PortDefaults, PortList, PortMode, PortSpec, StaticEntry, Stats,
+    UnknownUnicast as Policy, Vni, VniList, VniSpec,
 };
 
+use crate::attach::{Attachments, PodPort, PodPorts, StoreError};
 use crate::clock;
 use crate::fdb::{Entry, Fdb, Kind, Refused};
 use crate::flow::HashSeed;
@@ -37,7 +39,7 @@ use crate::tables::{Segment, Tables, UnknownUnicast};
 use crate::vhost::socket::{SocketMode, VhostThread};
 use crate::wire;
 
-use super::{Control, explain, housekeeping, view};
+use super::{Control, explain, housekeeping, refusal, view};
 
 pub use tap::TapSpec;
 
@@ -75,6 +77,7 @@ pub struct Switch {
     shared: Shared,
     pmds: Arc<Pmds>,
     vhost: VhostThread,
+    attachments: Attachments,
     started_s: u32,
 }
 
@@ -91,6 +94,8 @@ struct PortEntry {
     vport: Arc<Vport>,
     /// What is on the far side in place of a socket.
     tap: Option<TapPort>,
+    /// Whose it is, if it is not of those who ask for ports.
+    user: Option<String>,
 }
 
 /// A segment is there while it has settings or ports.
@@ -171,7 +176,18 @@ impl Switch {
         let pmds = Arc::new(Pmds::spawn(&config.cores, config.pmd, &shared)?);
         housekeeping::install(&vhost, &shared)?;
         let state = Mutex::new(State::default());
-        Ok(Self { config, state, shared, pmds, vhost, started_s: clock::seconds() })
+        let attachments = Attachments::default();
+        Ok(Self { config, state, shared, pmds, vhost, attachments, started_s: clock::seconds() })
+    }
+
+    /// Gives the switch its networks, and pods that were attached before their ports.
+    ///
+    /// # Errors
+    /// The records of attachments cannot be read.
+    pub fn with_attachments(mut self, attachments: Attachments) -> Result<Self, StoreError> {
+        attachments.restore(&self)?;
+        self.attachments = attachments;
+        Ok(self)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -268,7 +284,12 @@ impl Switch {
     }
 
     /// Makes the vport, pins its address and publishes it: a ring may start as soon as it returns.
-    fn enter(&self, state: &mut State, spec: AppliedPortSpec) -> Result<Arc<Vport>, ApiError> {
+    fn enter(
+        &self,
+        state: &mut State,
+        spec: AppliedPortSpec,
+        user: Option<String>,
+    ) -> Result<Arc<Vport>, ApiError> {
         let segment = Self::segment(state, spec.vni)?;
         let mtu_bytes = |mtu| u32::from(mtu) + L2_OVERHEAD_BYTES;
         let rules = VportRules {
@@ -289,7 +310,7 @@ impl Switch {
             let pinned = self.shared.fdb.insert_static(segment, wire::Mac(mac.0), id);
             pinned.map_err(|refused| refused_static(state, refused, mac))?;
         }
-        let entry = PortEntry { spec, vport: Arc::clone(&vport), tap: None };
+        let entry = PortEntry { spec, vport: Arc::clone(&vport), tap: None, user };
         state.ports.insert(entry.spec.name.clone(), entry);
         self.publish(state);
         Ok(vport)
@@ -302,14 +323,19 @@ impl Switch {
         }
     }
 
-    fn add(&self, state: &mut State, spec: AppliedPortSpec) -> Result<Port, ApiError> {
+    fn add(
+        &self,
+        state: &mut State,
+        spec: AppliedPortSpec,
+        user: Option<String>,
+    ) -> Result<Port, ApiError> {
         let (name, path) = (spec.name.clone(), spec.socket.clone());
         let mode = match spec.mode {
             PortMode::Listen => self.config.listen,
             PortMode::Connect => SocketMode::Connect,
             PortMode::Tap => unreachable!("`PortSpec::check` refuses the mode"),
         };
-        let vport = self.enter(state, spec)?;
+        let vport = self.enter(state, spec, user)?;
         let device = VhostUserPort::new(Arc::clone(&vport), Arc::clone(&self.pmds));
         if let Err(err) = self.vhost.add_port(vport.id.0, &path, mode, Box::new(device)) {
             self.withdraw(state, &name);
@@ -321,6 +347,34 @@ impl Switch {
             .about("socket", path.display()));
         }
         Ok(view::port(&state.ports[&name].spec, &state.ports[&name].vport))
+    }
+
+    /// Adds a port of which nothing is there yet; on an error nothing has changed.
+    fn add_new(
+        &self,
+        state: &mut State,
+        spec: AppliedPortSpec,
+        user: Option<String>,
+    ) -> Result<Port, ApiError> {
+        let vni = spec.vni;
+        self.check_new(state, &spec)?;
+        let added = self.add(state, spec, user);
+        if added.is_err() {
+            self.tidy(state, vni);
+            self.publish(state);
+        }
+        added
+    }
+
+    fn remove(&self, state: &mut State, name: &str) {
+        let Some(entry) = state.ports.remove(name) else { return };
+        // Rings first: on return no PMD touches the guest's memory. Then the tables, so that no
+        // PMD finds the port; then its addresses.
+        self.vhost.remove_port(entry.vport.id.0);
+        self.publish(state);
+        housekeeping::forget_port(&self.vhost, &self.shared, entry.vport.id);
+        self.tidy(state, entry.spec.vni);
+        self.publish(state);
     }
 
     fn fdb_entry(state: &State, entry: &Entry, now_s: u32) -> Option<FdbEntry> {
@@ -369,22 +423,35 @@ fn refused_static(state: &State, refused: Refused, mac: Mac) -> ApiError {
     .about("mac", mac)
 }
 
+impl PodPorts for Switch {
+    fn open_pod(&self, port: PodPort) -> Result<(), ApiError> {
+        let spec = PortSpec { addresses: port.addresses, ..port.spec };
+        let spec = spec.apply(&self.config.ports)?;
+        let mut state = self.lock();
+        if state.ports.contains_key(&spec.name) {
+            return Err(refusal::port_exists(&spec.name));
+        }
+        self.add_new(&mut state, spec, Some(port.user)).map(drop)
+    }
+
+    fn close_pod(&self, name: &str) {
+        self.remove(&mut self.lock(), name);
+    }
+
+    fn pod_link(&self, name: &str) -> Option<LinkState> {
+        self.lock().ports.get(name).map(|entry| view::link(&entry.vport).0)
+    }
+}
+
 impl Control for Switch {
     fn create_port(&self, spec: PortSpec) -> Result<(Port, Created), ApiError> {
         let spec = spec.apply(&self.config.ports)?;
-        let vni = spec.vni;
         let mut state = self.lock();
         if let Some(existing) = state.ports.get(&spec.name) {
             existing.spec.same_as(&spec)?;
             return Ok((view::port(&existing.spec, &existing.vport), Created::Existing));
         }
-        self.check_new(&state, &spec)?;
-        let added = self.add(&mut state, spec);
-        if added.is_err() {
-            self.tidy(&mut state, vni);
-            self.publish(&state);
-        }
-        Ok((added?, Created::New))
+        Ok((self.add_new(&mut state, spec, None)?, Created::New))
     }
 
     fn list_ports(&self) -> PortList {
@@ -399,16 +466,12 @@ impl Control for Switch {
 
     fn delete_port(&self, name: &str) -> Result<(), ApiError> {
         let mut state = self.lock();
-        let not_found = || ApiError::not_found("port", name);
-        tap::check_deletable(state.ports.get(name).ok_or_else(not_found)?)?;
-        let entry = state.ports.remove(name).ok_or_else(not_found)?;
-        // Rings first: on return no PMD touches the guest's memory. Then the tables, so that no
-        // PMD finds the port; then its addresses.
-        self.vhost.remove_port(entry.vport.id.0);
-        self.publish(&state);
-        housekeeping::forget_port(&self.vhost, &self.shared, entry.vport.id);
-        self.tidy(&mut state, entry.spec.vni);
-        self.publish(&state);
+        let entry = state.ports.get(name).ok_or_else(|| ApiError::not_found("port", name))?;
+        if let Some(user) = &entry.user {
+            return Err(refusal::port_of(user, name));
+        }
+        tap::check_deletable(entry)?;
+        self.remove(&mut state, name);
         Ok(())
     }
 
@@ -504,6 +567,31 @@ impl Control for Switch {
         }
         let wanted = |entry: &Entry| entry.segment == segment && entry.mac.0 == mac.0;
         if self.shared.fdb.remove_where(wanted) == 0 { Err(not_found()) } else { Ok(()) }
+    }
+
+    fn list_networks(&self) -> NetworkList {
+        self.attachments.networks()
+    }
+
+    fn list_attachments(&self, owner: Option<&str>) -> AttachmentList {
+        self.attachments.list(self, owner)
+    }
+
+    fn get_attachment(&self, owner: &str, interface: &str) -> Option<Attachment> {
+        self.attachments.get(self, owner, interface)
+    }
+
+    fn attach(
+        &self,
+        owner: &str,
+        interface: &str,
+        spec: &AttachmentSpec,
+    ) -> Result<(Attachment, Created), ApiError> {
+        self.attachments.attach(self, owner, interface, spec)
+    }
+
+    fn detach(&self, owner: &str, interface: &str) -> Result<(), ApiError> {
+        self.attachments.detach(self, owner, interface)
     }
 
     fn stats(&self) -> Stats {

@@ -279,7 +279,12 @@ impl Tap {
     }
 }
 
-fn failed(name: &str, what: &'static str, value: impl fmt::Display, errno: Errno) -> InterfaceError {
+fn failed(
+    name: &str,
+    what: &'static str,
+    value: impl fmt::Display,
+    errno: Errno,
+) -> InterfaceError {
     let (name, value) = (name.to_owned(), value.to_string());
     InterfaceError::Step { name, what, value, source: errno.into() }
 }

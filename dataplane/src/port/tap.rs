@@ -168,9 +168,7 @@ struct Pump {
 
 impl Pump {
     fn new(tap: Tap, port: VhostUserPort, stop: &EventFd) -> Result<Self, TapError> {
-        let ring = |direction| {
-            DriverRing::new(DriverMemory::new(RING, BUFFER_BYTES)?, direction)
-        };
+        let ring = |direction| DriverRing::new(DriverMemory::new(RING, BUFFER_BYTES)?, direction);
         let (to_host, from_host) = (ring(Direction::Receive)?, ring(Direction::Transmit)?);
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(io::Error::from)?;
         let interest = EpollFlags::EPOLLIN;
@@ -186,18 +184,7 @@ impl Pump {
         let features = FEATURES | if tap.has_uso() { USO_FEATURES } else { 0 };
         let free = (0..from_host.size()).rev().collect();
         let (state, is_full) = (State::Up, false);
-        Ok(Self {
-            tap,
-            port,
-            features,
-            to_host,
-            from_host,
-            free,
-            epoll,
-            state,
-            is_full,
-            interest,
-        })
+        Ok(Self { tap, port, features, to_host, from_host, free, epoll, state, is_full, interest })
     }
 
     fn start_rings(&mut self) -> Result<(), TapError> {
@@ -354,7 +341,8 @@ impl Pump {
         let name = self.tap.name();
         tracing::warn!(interface = name, "the gateway's interface is down");
         self.port.set_ring_enabled(TO_HOST, false);
-        let reason = format!("the interface {name} is down; `ip link set {name} up` brings it back");
+        let reason =
+            format!("the interface {name} is down; `ip link set {name} up` brings it back");
         self.port.link(LinkEvent::Broken { reason });
     }
 

@@ -243,9 +243,8 @@ impl DriverRing {
         let at = 4 + 8 * u32::from(self.slot(self.next_used));
         self.used.get().skip(at).read(&mut entry);
         self.next_used = self.next_used.wrapping_add(1);
-        let [id, len] = [0, 4].map(|at| {
-            u32::from_le_bytes([entry[at], entry[at + 1], entry[at + 2], entry[at + 3]])
-        });
+        let [id, len] = [0, 4]
+            .map(|at| u32::from_le_bytes([entry[at], entry[at + 1], entry[at + 2], entry[at + 3]]));
         Some((self.slot(id as u16), len))
     }
 

@@ -13,7 +13,13 @@ pub(super) struct VmConfig {
     pub memory: MemoryConfig,
     pub payload: PayloadConfig,
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<DiskConfig>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub net: Vec<NetConfig>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub fs: Vec<FsConfig>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vsock: Option<VsockConfig>,
     pub serial: ConsoleConfig,
     pub console: ConsoleConfig,
 }
@@ -61,6 +67,50 @@ pub(super) struct NetConfig {
     pub vhost_mode: VhostMode,
 }
 
+/// A disk of [`VmConfig`], and body of `vm.add-disk`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(super) struct DiskConfig {
+    pub id: String,
+    pub path: PathBuf,
+    pub readonly: bool,
+    pub direct: bool,
+    /// Not guessed from what the guest wrote into the first block.
+    pub image_type: ImageType,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub(super) enum ImageType {
+    Raw,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(super) struct FsConfig {
+    pub id: String,
+    pub tag: String,
+    pub socket: PathBuf,
+    pub num_queues: u16,
+    pub queue_size: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(super) struct VsockConfig {
+    pub cid: u32,
+    pub socket: PathBuf,
+}
+
+/// Answer to `vm.add-disk`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub(super) struct PciDevice {
+    /// `0000:00:05.0`
+    pub bdf: String,
+}
+
+/// Body of `vm.remove-device`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(super) struct Removal {
+    pub id: String,
+}
+
 /// Whether the VMM connects or binds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub(super) enum VhostMode {
@@ -80,11 +130,14 @@ pub(super) enum ConsoleMode {
     Tty,
 }
 
-/// Body of `vm.resize`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+/// Body of `vm.resize`: what is left out stays.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub(super) struct Resize {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub desired_vcpus: Option<u16>,
     /// Bytes, the boot memory included.
-    pub desired_ram: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub desired_ram: Option<u64>,
 }
 
 /// Answer to `vm.info`.

@@ -100,6 +100,19 @@ impl Client {
         self.request(Method::PUT, endpoint, body.into(), limit).await.map(drop)
     }
 
+    /// PUT of a JSON body, for an answer with a body.
+    pub async fn put_for<T: DeserializeOwned>(
+        &self,
+        endpoint: &'static str,
+        body: &impl Serialize,
+        limit: Duration,
+    ) -> Result<T, ApiError> {
+        let answer = |source| ApiError::Answer { endpoint, source };
+        let body = serde_json::to_vec(body).map_err(answer)?;
+        let body = self.request(Method::PUT, endpoint, body.into(), limit).await?;
+        serde_json::from_slice(&body).map_err(answer)
+    }
+
     async fn request(
         &self,
         method: Method,

@@ -54,6 +54,9 @@ const MEMORY_FIELDS: &[&str] = &[
     "hotplugged_size",
     "zones",
 ];
+const DISK_FIELDS: &[&str] = &["id", "path", "readonly", "direct", "image_type", "serial"];
+const FS_FIELDS: &[&str] = &["id", "tag", "socket", "num_queues", "queue_size", "pci_segment"];
+const VSOCK_FIELDS: &[&str] = &["id", "cid", "socket", "iommu", "pci_segment"];
 const PAYLOAD_FIELDS: &[&str] =
     &["kernel", "cmdline", "initramfs", "firmware", "igvm", "host_data"];
 
@@ -168,6 +171,8 @@ struct FakeMachine {
     /// Bytes.
     memory: u64,
     nics: Vec<UnixStream>,
+    vsock: Option<UnixListener>,
+    plugged: Vec<String>,
 }
 
 impl FakeMachine {
@@ -187,6 +192,8 @@ impl FakeMachine {
                 done
             }
             "PUT vm.resize" => self.resize(body).and(done),
+            "PUT vm.add-disk" => self.add_disk(body),
+            "PUT vm.remove-device" => self.remove_device(body).and(done),
             "PUT vm.power-button" => self.created().map(|_| (None, Next::Exit)),
             "PUT vmm.shutdown" => Ok((None, Next::Exit)),
             _ => Err((404, format!("no end point '{request}'"))),
@@ -223,6 +230,15 @@ impl FakeMachine {
             let connected = connected.map_err(|e| (500, format!("VhostUserConnect: {e}")))?;
             self.nics.push(connected);
         }
+        for fs in config["fs"].as_array().into_iter().flatten() {
+            let socket = Path::new(fs["socket"].as_str().unwrap_or_default());
+            let connected = UnixStream::connect(socket);
+            self.nics.push(connected.map_err(|e| (500, format!("VhostUserConnect: {e}")))?);
+        }
+        if let Some(socket) = config["vsock"]["socket"].as_str() {
+            let bound = UnixListener::bind(socket);
+            self.vsock = Some(bound.map_err(|e| (500, format!("CreateVsockBackend: {e}")))?);
+        }
         println!("fake guest: {}", config["payload"]["cmdline"].as_str().unwrap_or_default());
         self.state = "Running";
         Ok(())
@@ -247,16 +263,52 @@ impl FakeMachine {
     }
 
     fn resize(&mut self, body: &Value) -> Result<(), (u16, String)> {
-        let memory = &self.created()?["memory"];
+        let config = self.created()?;
         let bytes = |value: &Value| value.as_u64().unwrap_or_default();
+        let memory = &config["memory"];
         let max = bytes(&memory["size"]) + bytes(&memory["hotplug_size"]);
-        let desired = body["desired_ram"].as_u64().ok_or((400, "desired_ram".to_owned()))?;
-        if desired > max || desired % (128 << 20) != 0 {
-            return Err((500, format!("InvalidRamSize: {desired} of {max}")));
+        let max_vcpus = bytes(&config["cpus"]["max_vcpus"]);
+        if let Some(desired) = body["desired_ram"].as_u64() {
+            if desired > max || desired % (128 << 20) != 0 {
+                return Err((500, format!("InvalidRamSize: {desired} of {max}")));
+            }
+            self.memory = desired;
         }
-        self.memory = desired;
+        if let Some(desired) = body["desired_vcpus"].as_u64() {
+            if desired == 0 || desired > max_vcpus {
+                return Err((500, format!("DesiredVCpuCountExceedsMax: {desired}")));
+            }
+            if let Some(config) = &mut self.config {
+                config["cpus"]["boot_vcpus"] = desired.into();
+            }
+        }
         Ok(())
     }
+
+    fn add_disk(&mut self, disk: &Value) -> Reply {
+        self.created()?;
+        check_disk(disk).map_err(|what| (500, format!("ConfigValidation: {what}")))?;
+        let id = disk["id"].as_str().unwrap_or_default().to_owned();
+        if self.plugged.contains(&id) {
+            return Err((500, format!("IdentifierNotUnique({id})")));
+        }
+        self.plugged.push(id.clone());
+        let bdf = format!("0000:00:{:02x}.0", 0x10 + self.plugged.len());
+        Ok((Some(json!({"id": id, "bdf": bdf})), Next::GoOn))
+    }
+
+    fn remove_device(&mut self, body: &Value) -> Result<(), (u16, String)> {
+        let id = body["id"].as_str().unwrap_or_default();
+        let at = self.plugged.iter().position(|plugged| plugged == id);
+        self.plugged.remove(at.ok_or_else(|| (500, format!("UnknownDeviceId({id})")))?);
+        Ok(())
+    }
+}
+
+fn check_disk(disk: &Value) -> Result<(), String> {
+    check_fields(disk, DISK_FIELDS)?;
+    let path = disk["path"].as_str().ok_or("disk.path is missing")?;
+    fs::metadata(path).map(drop).map_err(|error| format!("disk {path}: {error}"))
 }
 
 /// The rules for vhost-user NICs, and the names of fields.
@@ -272,6 +324,15 @@ fn check_config(config: &Value) -> Result<(), String> {
     fs::metadata(kernel).map_err(|error| format!("kernel {kernel}: {error}"))?;
     let vcpus = config["cpus"]["boot_vcpus"].as_u64().ok_or("cpus.boot_vcpus is missing")?;
     config["memory"]["size"].as_u64().ok_or("memory.size is missing")?;
+    let list = |name: &str| config[name].as_array().cloned().unwrap_or_default();
+    list("disks").iter().try_for_each(check_disk)?;
+    list("fs").iter().try_for_each(|fs| check_fields(fs, FS_FIELDS))?;
+    if config["vsock"].is_object() {
+        check_fields(&config["vsock"], VSOCK_FIELDS)?;
+        if config["vsock"]["cid"].as_u64().is_none_or(|cid| cid < 3) {
+            return Err(format!("InvalidVsockCid({})", config["vsock"]["cid"]));
+        }
+    }
     for nic in config["net"].as_array().into_iter().flatten() {
         check_fields(nic, NET_FIELDS)?;
         if nic["vhost_user"] != true {

@@ -1,6 +1,6 @@
 //! One Cloud Hypervisor process as a [`Vm`].
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -8,10 +8,11 @@ use std::time::Duration;
 use serde::Deserialize;
 use tokio::sync::OnceCell;
 
-use super::api::{Info, Resize};
+use super::api::{Info, PciDevice, Removal, Resize};
 use super::client::{ApiError, Client};
 use super::launch;
 use crate::console::Console;
+use crate::devices::{DiskSpec, PciPath};
 use crate::error::VmmError;
 use crate::exit::{ExitCause, ExitReport};
 use crate::memory::Mib;
@@ -31,6 +32,10 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 pub struct CloudHypervisorVm {
     name: String,
     memory_max: Option<Mib>,
+    vcpus_max: u16,
+    /// Of the disks that may be plugged, the ids of those that are.
+    disks: tokio::sync::Mutex<Vec<String>>,
+    disk_slots: usize,
     client: Client,
     child: Child,
     files: Mutex<RunDir>,
@@ -42,6 +47,7 @@ pub struct CloudHypervisorVm {
 impl CloudHypervisorVm {
     pub(super) async fn boot(program: &Path, spec: CheckedSpec<'_>) -> Result<Self, VmmError> {
         let config = launch::config(spec)?;
+        spec.check_served()?;
         let mut files = RunDir::prepare(spec)?;
         let api_socket = files.socket(spec, "api.sock")?;
         let child = Child::spawn(Launch {
@@ -50,6 +56,8 @@ impl CloudHypervisorVm {
             args: launch::arguments(&api_socket).into_iter().map(Into::into).collect(),
             wrapper: spec.wrapper.clone(),
             console_file: spec.console_file.clone(),
+            stdin: None,
+            cgroup_procs: spec.cgroup_procs.clone(),
         })
         .await?;
         let client = Client::new(&api_socket);
@@ -89,6 +97,9 @@ impl CloudHypervisorVm {
         Ok(Self {
             name: spec.name.clone(),
             memory_max: spec.memory_max,
+            vcpus_max: spec.vcpus_max.unwrap_or(spec.vcpus),
+            disks: tokio::sync::Mutex::new(Vec::new()),
+            disk_slots: spec.disk_slots.into(),
             client,
             child,
             files: Mutex::new(files),
@@ -168,11 +179,77 @@ impl CloudHypervisorVm {
         let Some(sum) = now.checked_add(size).filter(|sum| *sum <= max) else {
             return refuse(format!("it has {now}, and `memory_max` is {max}"));
         };
-        let resize = Resize { desired_ram: sum.bytes() };
+        let resize = Resize { desired_ram: Some(sum.bytes()), ..Resize::default() };
         match self.client.put_json("vm.resize", &resize, REQUEST_LIMIT).await {
             Ok(()) => Ok(()),
             Err(source) => Err(self.explain(VERB, source).await),
         }
+    }
+
+    async fn resize_cpus(&self, count: u16) -> Result<(), VmmError> {
+        const VERB: &str = "add vCPUs";
+        let _one_at_a_time = self.resizing.lock().await;
+        let now = self.look(VERB).await?.vcpus;
+        if count < now || count > self.vcpus_max {
+            return Err(VmmError::Vcpus {
+                name: self.name.clone(),
+                asked: count,
+                allowed: format!("it has {now}, and may have up to {}", self.vcpus_max),
+            });
+        }
+        let resize = Resize { desired_vcpus: Some(count), ..Resize::default() };
+        match self.client.put_json("vm.resize", &resize, REQUEST_LIMIT).await {
+            Ok(()) => Ok(()),
+            Err(source) => Err(self.explain(VERB, source).await),
+        }
+    }
+
+    async fn plug_disk(&self, disk: &DiskSpec) -> Result<PciPath, VmmError> {
+        const VERB: &str = "add a disk";
+        disk.check(&self.name)?;
+        self.look(VERB).await?;
+        let refuse = |why: String| VmmError::Disk {
+            name: self.name.clone(),
+            disk: disk.id.clone(),
+            path: disk.path.clone(),
+            why,
+        };
+        disk.is_block_device(&self.name)?;
+        let mut disks = self.disks.lock().await;
+        if disks.len() >= self.disk_slots {
+            let slots = self.disk_slots;
+            return Err(refuse(format!("all {slots} slots are in use; raise `disk_slots`")));
+        }
+        let body = launch::disk(disk);
+        let added = self.client.put_for("vm.add-disk", &body, REQUEST_LIMIT).await;
+        let PciDevice { bdf } = match added {
+            Ok(device) => device,
+            Err(source) => return Err(self.explain(VERB, source).await),
+        };
+        disks.push(disk.id.clone());
+        slot_of(&bdf)
+            .map(|slot| PciPath::new([slot]))
+            .ok_or_else(|| refuse(format!("Cloud Hypervisor put it at '{bdf}', no PCI address")))
+    }
+
+    async fn unplug_disk(&self, id: &str) -> Result<(), VmmError> {
+        const VERB: &str = "remove a disk";
+        self.look(VERB).await?;
+        let mut disks = self.disks.lock().await;
+        let Some(at) = disks.iter().position(|disk| disk == id) else {
+            return Err(VmmError::Disk {
+                name: self.name.clone(),
+                disk: id.to_owned(),
+                path: PathBuf::new(),
+                why: "it was not plugged by `add_disk`".to_owned(),
+            });
+        };
+        let removal = Removal { id: launch::device_id(id) };
+        match self.client.put_json("vm.remove-device", &removal, REQUEST_LIMIT).await {
+            Ok(()) => drop(disks.remove(at)),
+            Err(source) => return Err(self.explain(VERB, source).await),
+        }
+        Ok(())
     }
 
     async fn ended(&self) -> ExitReport {
@@ -232,6 +309,13 @@ async fn ping(client: &Client) {
     }
 }
 
+/// The slot in `0000:00:05.0` (domain, bus, slot, function; the bus is the root bus).
+fn slot_of(bdf: &str) -> Option<u8> {
+    let (_, slot) = bdf.rsplit_once(':')?;
+    let (slot, _function) = slot.split_once('.')?;
+    u8::from_str_radix(slot, 16).ok().filter(|slot| *slot < 32)
+}
+
 impl Vm for CloudHypervisorVm {
     fn wait(&self) -> VmFuture<'_, ExitReport> {
         Box::pin(self.ended())
@@ -255,6 +339,18 @@ impl Vm for CloudHypervisorVm {
 
     fn add_memory(&self, size: Mib) -> VmFuture<'_, Result<(), VmmError>> {
         Box::pin(self.grow(size))
+    }
+
+    fn set_vcpus(&self, count: u16) -> VmFuture<'_, Result<(), VmmError>> {
+        Box::pin(self.resize_cpus(count))
+    }
+
+    fn add_disk<'a>(&'a self, disk: &'a DiskSpec) -> VmFuture<'a, Result<PciPath, VmmError>> {
+        Box::pin(self.plug_disk(disk))
+    }
+
+    fn remove_disk<'a>(&'a self, id: &'a str) -> VmFuture<'a, Result<(), VmmError>> {
+        Box::pin(self.unplug_disk(id))
     }
 
     fn info(&self) -> VmFuture<'_, Result<VmInfo, VmmError>> {

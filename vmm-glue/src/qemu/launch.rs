@@ -5,15 +5,18 @@
 
 use std::path::Path;
 
-use super::QemuVersion;
+use super::{QemuVersion, devices};
 use crate::accel::Accel;
+use crate::devices::AgentChannel;
 use crate::error::VmmError;
 use crate::spec::{
-    CONTROL_PORT, CheckedSpec, MAX_CMDLINE_BYTES, Machine, NicSpec, SocketMode, SpecError, VmSpec,
+    CheckedSpec, MAX_CMDLINE_BYTES, Machine, NicSpec, SocketMode, SpecError, VmSpec,
 };
 
 /// virtio-mmio transports of the microvm machine with one I/O APIC.
 const MICROVM_SLOTS: usize = 8;
+/// Slot 0 of q35's root bus is the host bridge, the last of 32 is the ICH9.
+pub(super) const Q35_SLOTS: usize = 30;
 /// DIMM slots for hot-add. With the boot memory, split around the PCI hole, and low memory they
 /// stay within the 8 regions of a SET_MEM_TABLE (vhost-user, "Memory region description").
 pub(super) const DIMM_SLOTS: usize = 4;
@@ -46,12 +49,14 @@ pub(super) fn arguments(spec: CheckedSpec<'_>, host: Host<'_>) -> Result<Vec<Str
     args.pair("-display", "none".to_owned());
     machine(&mut args, spec);
     console(&mut args);
+    // Those with slots of their own come first; the others take what is left, from below.
+    devices::disks(&mut args, spec)?;
+    devices::disk_ports(&mut args, spec);
     for (index, nic) in spec.nics.iter().enumerate() {
         network(&mut args, spec, index, nic, host.version);
     }
-    if let Some(socket) = &spec.control_socket {
-        control(&mut args, spec, socket);
-    }
+    devices::shares(&mut args, spec);
+    devices::channels(&mut args, spec);
     kernel(&mut args, spec, host.tsc_khz)?;
     // Character devices are opened in this order. The monitor comes last: when it connects, the
     // sockets above are bound.
@@ -60,38 +65,62 @@ pub(super) fn arguments(spec: CheckedSpec<'_>, host: Host<'_>) -> Result<Vec<Str
     Ok(args.0)
 }
 
-struct Arguments(Vec<String>);
+pub(super) struct Arguments(Vec<String>);
 
 impl Arguments {
     fn flag(&mut self, flag: &str) {
         self.0.push(flag.to_owned());
     }
 
-    fn pair(&mut self, flag: &str, value: String) {
+    pub(super) fn pair(&mut self, flag: &str, value: String) {
         self.0.extend([flag.to_owned(), value]);
     }
 }
 
 /// A path inside a comma-separated option: commas are doubled. The specification's check made sure
 /// that it is UTF-8.
-fn escaped(path: &Path) -> String {
+pub(super) fn escaped(path: &Path) -> String {
     path.display().to_string().replace(',', ",,")
 }
 
+/// Devices on the machine's bus.
+fn device_count(spec: CheckedSpec<'_>) -> usize {
+    let agent = spec.agent.as_ref().filter(|agent| !matches!(agent, AgentChannel::Serial { .. }));
+    spec.nics.len()
+        + spec.disks.len()
+        + usize::from(spec.disk_slots)
+        + spec.shares.len()
+        + usize::from(devices::has_serial_bus(spec))
+        + usize::from(agent.is_some())
+}
+
 fn check_machine(spec: CheckedSpec<'_>) -> Result<(), VmmError> {
-    if spec.machine == Machine::Q35 {
-        return Ok(());
-    }
     let refuse = |what: String, remedy: &str| {
-        let (name, backend) = (spec.name.clone(), "QEMU's microvm machine".to_owned());
+        let (name, backend) = (spec.name.clone(), format!("QEMU's {} machine", spec.machine));
         Err(VmmError::Unsupported { name, what, backend, remedy: remedy.to_owned() })
     };
-    let devices = spec.nics.len() + usize::from(spec.control_socket.is_some());
+    if let Some(AgentChannel::Hybrid { .. }) = spec.agent {
+        let remedy = "serve it by vhost-device-vsock (VhostUserVsock), or use Serial";
+        return refuse("a vsock of the VMM's own".to_owned(), remedy);
+    }
+    let devices = device_count(spec);
+    if spec.machine == Machine::Q35 {
+        if devices > Q35_SLOTS {
+            return refuse(format!("{devices} PCI devices"), "have at most 30");
+        }
+        return Ok(());
+    }
     if devices > MICROVM_SLOTS {
         return refuse(format!("{devices} virtio devices"), "use at most 8, or the q35 machine");
     }
     if spec.memory_max.is_some() {
         return refuse("memory hot-add".to_owned(), "leave `memory_max` out, or use q35");
+    }
+    if spec.vcpus_max.is_some_and(|max| max > spec.vcpus) {
+        return refuse("CPU hot-add".to_owned(), "leave `vcpus_max` out, or use q35");
+    }
+    if spec.disk_slots > 0 {
+        return refuse("disk hot-add".to_owned(), "leave `disk_slots` at 0, or use q35");
     }
     Ok(())
 }
@@ -107,6 +136,7 @@ pub(super) fn has_acpi(spec: &VmSpec) -> bool {
     spec.accel == Accel::Kvm
         || spec.machine == Machine::Microvm
         || spec.vcpus > 1
+        || spec.vcpus_max.is_some_and(|max| max > 1)
         || spec.memory_max.is_some()
 }
 
@@ -133,12 +163,20 @@ fn machine(args: &mut Arguments, spec: CheckedSpec<'_>) {
     let (accel, cpu) = match spec.accel {
         Accel::Kvm => ("kvm", "host"),
         // One thread for translation and devices is quicker than two that wait for each other.
-        Accel::Tcg if spec.vcpus == 1 => ("tcg,thread=single", TCG_CPU),
+        Accel::Tcg if spec.vcpus_max.unwrap_or(1).max(spec.vcpus) == 1 => {
+            ("tcg,thread=single", TCG_CPU)
+        }
         Accel::Tcg => ("tcg", TCG_CPU),
     };
     args.pair("-accel", accel.to_owned());
     args.pair("-cpu", cpu.to_owned());
-    args.pair("-smp", spec.vcpus.to_string());
+    args.pair(
+        "-smp",
+        match spec.vcpus_max.filter(|max| *max > spec.vcpus) {
+            Some(max) => format!("cpus={},maxcpus={max}", spec.vcpus),
+            None => spec.vcpus.to_string(),
+        },
+    );
     let size = spec.memory.get();
     args.pair("-object", format!("memory-backend-memfd,id=ram,size={size}M,share=on"));
     let ceiling = spec.memory_max.filter(|max| *max > spec.memory);
@@ -167,11 +205,13 @@ fn console(args: &mut Arguments) {
 /// there PCI devices have no vectors and use INTx; without ACPI there is no local APIC to send an MSI
 /// to anyway. Under KVM each queue wants a vector of its own: MSI-X. microvm's devices have one
 /// interrupt line each, and no choice.
-fn on_bus(device: &str, spec: CheckedSpec<'_>, vectors: u32) -> String {
+pub(super) fn on_bus(device: &str, spec: CheckedSpec<'_>, vectors: u32) -> String {
+    // Its generic PCI type was born modern, and has no such property.
+    let modern = if device == "vhost-user-fs" { "" } else { ",disable-legacy=on" };
     match (spec.machine, spec.accel) {
         (Machine::Microvm, _) => format!("{device}-device"),
-        (Machine::Q35, Accel::Tcg) => format!("{device}-pci,disable-legacy=on,vectors=0"),
-        (Machine::Q35, Accel::Kvm) => format!("{device}-pci,disable-legacy=on,vectors={vectors}"),
+        (Machine::Q35, Accel::Tcg) => format!("{device}-pci{modern},vectors=0"),
+        (Machine::Q35, Accel::Kvm) => format!("{device}-pci{modern},vectors={vectors}"),
     }
 }
 
@@ -207,15 +247,6 @@ fn network(
             nic.mac
         ),
     );
-}
-
-fn control(args: &mut Arguments, spec: CheckedSpec<'_>, socket: &Path) {
-    let path = escaped(socket);
-    args.pair("-chardev", format!("socket,id=control,path={path},server=on,wait=off"));
-    let device = on_bus("virtio-serial", spec, 4);
-    args.pair("-device", format!("{device},id=serial0,max_ports=2"));
-    let port = format!("virtserialport,bus=serial0.0,nr=1,chardev=control,name={CONTROL_PORT}");
-    args.pair("-device", port);
 }
 
 fn kernel(

@@ -24,6 +24,8 @@
 //! The boot has the limit of the specification, each monitor command 10 s, `stop` its grace and
 //! then 2 s before it kills.
 
+mod devices;
+mod hotplug;
 mod launch;
 mod qmp;
 mod vm;

@@ -1,7 +1,8 @@
 //! One QEMU process as a [`Vm`].
 //!
 //! # Threads
-//! All verbs take `&self` and may run at the same time; only memory hot-adds wait for one another.
+//! All verbs take `&self` and may run at the same time; only hot-adds of memory and CPUs wait for one
+//! another, and so do those of disks.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -14,9 +15,12 @@ use serde_json::{Value, json};
 use tokio::net::UnixListener;
 use tokio::sync::{OnceCell, broadcast};
 
+use super::hotplug::PluggedDisks;
 use super::launch::{self, DIMM_SLOTS, Host};
 use super::{Qemu, Qmp, QmpError};
+use crate::accel::Accel;
 use crate::console::Console;
+use crate::devices::{DiskSpec, PciPath};
 use crate::error::VmmError;
 use crate::exit::{ExitCause, ExitReport};
 use crate::host;
@@ -26,7 +30,7 @@ use crate::rundir::RunDir;
 use crate::spec::{CheckedSpec, HOTPLUG_UNIT, SocketMode};
 use crate::{Vm, VmFuture, VmInfo, VmState};
 
-const COMMAND_LIMIT: Duration = Duration::from_secs(10);
+pub(super) const COMMAND_LIMIT: Duration = Duration::from_secs(10);
 const QUIT_LIMIT: Duration = Duration::from_secs(2);
 /// Between the end of the monitor connection and the end of the process, and the other way round.
 const END_LIMIT: Duration = Duration::from_millis(500);
@@ -34,7 +38,7 @@ const END_LIMIT: Duration = Duration::from_millis(500);
 /// A VM run by QEMU. Fields are dropped in this order: monitor, process, files.
 #[derive(Debug)]
 pub struct QemuVm {
-    name: String,
+    pub(super) name: String,
     memory_max: Option<Mib>,
     /// Without ACPI there is none, and the grace of a stop would be waited for in vain.
     has_power_button: bool,
@@ -43,12 +47,16 @@ pub struct QemuVm {
     files: Mutex<RunDir>,
     is_stopping: AtomicBool,
     report: OnceCell<ExitReport>,
-    plugging: tokio::sync::Mutex<()>,
+    pub(super) plugging: tokio::sync::Mutex<()>,
     next_dimm: AtomicUsize,
+    pub(super) disks: tokio::sync::Mutex<PluggedDisks>,
+    /// See [`launch::on_bus`].
+    pub(super) disk_vectors: u32,
 }
 
 impl QemuVm {
     pub(super) async fn boot(qemu: &Qemu, spec: CheckedSpec<'_>) -> Result<Self, VmmError> {
+        spec.check_served()?;
         let mut files = RunDir::prepare(spec)?;
         let qmp_socket = files.socket(spec, "qmp.sock")?;
         let facts =
@@ -65,6 +73,8 @@ impl QemuVm {
             args: args.into_iter().map(Into::into).collect(),
             wrapper: spec.wrapper.clone(),
             console_file: spec.console_file.clone(),
+            stdin: None,
+            cgroup_procs: spec.cgroup_procs.clone(),
         })
         .await?;
 
@@ -105,6 +115,8 @@ impl QemuVm {
             report: OnceCell::new(),
             plugging: tokio::sync::Mutex::new(()),
             next_dimm: AtomicUsize::new(0),
+            disks: tokio::sync::Mutex::new(PluggedDisks::new(spec.disk_slots, &spec.disks)),
+            disk_vectors: if spec.accel == Accel::Tcg { 0 } else { 2 },
         })
     }
 
@@ -120,7 +132,7 @@ impl QemuVm {
 
     /// Runs a monitor command and reads its answer as `T`. When the process turns out to have
     /// ended, its report is the error.
-    async fn run<T: DeserializeOwned>(
+    pub(super) async fn run<T: DeserializeOwned>(
         &self,
         verb: &'static str,
         command: &str,
@@ -334,6 +346,18 @@ impl Vm for QemuVm {
 
     fn add_memory(&self, size: Mib) -> VmFuture<'_, Result<(), VmmError>> {
         Box::pin(self.plug_memory(size))
+    }
+
+    fn set_vcpus(&self, count: u16) -> VmFuture<'_, Result<(), VmmError>> {
+        Box::pin(self.plug_vcpus(count))
+    }
+
+    fn add_disk<'a>(&'a self, disk: &'a DiskSpec) -> VmFuture<'a, Result<PciPath, VmmError>> {
+        Box::pin(self.plug_disk(disk))
+    }
+
+    fn remove_disk<'a>(&'a self, id: &'a str) -> VmFuture<'a, Result<(), VmmError>> {
+        Box::pin(self.unplug_disk(id))
     }
 
     fn info(&self) -> VmFuture<'_, Result<VmInfo, VmmError>> {

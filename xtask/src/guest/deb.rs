@@ -1,4 +1,4 @@
-//! Gets Debian's kernel package and unpacks it, without installing it.
+//! Gets Debian packages, the kernel's first of all, and unpacks them without installing them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ const NEWEST: &str = "linux-image-cloud-amd64";
 /// What the kernel packages' files are called: `linux-image-<release>_<version>_amd64.deb`.
 const PREFIX: &str = "linux-image-";
 
-/// A kernel package on this machine.
+/// A package on this machine.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Package {
     /// Its file.
@@ -27,17 +27,33 @@ pub struct Package {
 /// The kernel package in `cache`, downloaded if there is none or if `update` asks for the newest.
 /// The cache keeps one package.
 pub fn kernel(cache: &Path, update: bool) -> Result<Package> {
+    get(cache, PREFIX, update, newest)
+}
+
+/// The package `name` in `cache`, downloaded if it is not there.
+pub fn fetch(cache: &Path, name: &str) -> Result<Package> {
+    get(cache, &format!("{name}_"), false, || Ok(name.to_owned()))
+}
+
+/// The package in `cache` whose file's name begins with `prefix`, or the one that `name` names.
+fn get(
+    cache: &Path,
+    prefix: &str,
+    update: bool,
+    name: impl FnOnce() -> Result<String>,
+) -> Result<Package> {
     fs::create_dir_all(cache).with_context(|| format!("Failed to make {}", cache.display()))?;
-    if !update && let Some(path) = cached(cache)? {
+    if !update && let Some(path) = cached(cache, prefix)? {
         println!("  from the cache: {}", path.display());
         return describe(path);
     }
     let fresh = tempfile::tempdir_in(cache).context("Failed to make a folder in the cache")?;
-    download(fresh.path())?;
-    let downloaded = cached(fresh.path())?.context("apt-get left no package")?;
+    deps::ensure_lists()?;
+    download(fresh.path(), &name()?)?;
+    let downloaded = cached(fresh.path(), prefix)?.context("apt-get left no package")?;
     let path = cache.join(downloaded.file_name().context("The package has no name")?);
     // The old one goes last, so that there is always one whole package.
-    let old = cached(cache)?;
+    let old = cached(cache, prefix)?;
     fs::rename(&downloaded, &path).context("Failed to move the package to the cache")?;
     if let Some(old) = old.filter(|old| *old != path) {
         fs::remove_file(&old).with_context(|| format!("Failed to remove {}", old.display()))?;
@@ -52,14 +68,14 @@ pub fn unpack(package: &Package, folder: &Path) -> Result<()> {
     output_of(&mut command).map(drop)
 }
 
-fn cached(folder: &Path) -> Result<Option<PathBuf>> {
+fn cached(folder: &Path, prefix: &str) -> Result<Option<PathBuf>> {
     let mut found = Vec::new();
     for entry in
         folder.read_dir().with_context(|| format!("Failed to list {}", folder.display()))?
     {
         let path = entry?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if name.starts_with(PREFIX) && name.ends_with(".deb") {
+        if name.starts_with(prefix) && name.ends_with(".deb") {
             found.push(path);
         }
     }
@@ -67,13 +83,11 @@ fn cached(folder: &Path) -> Result<Option<PathBuf>> {
     Ok(found.pop())
 }
 
-fn download(folder: &Path) -> Result<()> {
-    deps::ensure_lists()?;
-    let package = newest()?;
+fn download(folder: &Path, package: &str) -> Result<()> {
     println!("  downloading {package}");
     let mut command = Command::new("apt-get");
     // apt would read and write as a user of its own, who may not enter the folder.
-    command.args(["--quiet", "--option", "APT::Sandbox::User=root", "download", &package]);
+    command.args(["--quiet", "--option", "APT::Sandbox::User=root", "download", package]);
     output_of(command.current_dir(folder)).map(drop).with_context(|| {
         format!(
             "Failed to download {package}. If the mirror no longer has it, run: apt-get update. \
@@ -155,7 +169,7 @@ mod tests {
         for name in ["linux-image-6.1_1_amd64.deb", "linux-image-6.1.part", "busybox_1_amd64.deb"] {
             fs::write(folder.path().join(name), "").unwrap();
         }
-        let found = cached(folder.path()).unwrap().unwrap();
+        let found = cached(folder.path(), PREFIX).unwrap().unwrap();
         assert_eq!(found.file_name().unwrap(), "linux-image-6.1_1_amd64.deb");
     }
 }

@@ -20,7 +20,7 @@ use image::Image;
 
 mod boot;
 mod cpio;
-mod deb;
+pub mod deb;
 mod image;
 mod kernel;
 mod module;

@@ -9,13 +9,38 @@
 //! All files and sockets lie in one folder of the caller's, and every process names it on its command
 //! line: that is how [`Leftovers`] recognises what is ours.
 //!
+//! A [`Node`] is what Kubernetes would run pods on: a private containerd on a private host, with a client of
+//! its CRI.
+//!
 //! Nothing outlives its handle: dropping a [`Slipwayd`] or a [`Guest`] kills the process and waits
 //! until it is gone, and the kernel kills both when we die.
 
+mod containerd;
+pub mod cri;
 mod guest;
 mod leftovers;
+mod node;
+pub mod oci_image;
+mod private_host;
+mod remains;
 mod slipwayd;
+mod tar;
 
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+
+pub use containerd::{Containerd, Handler, Settings, Snapshotter};
 pub use guest::{Guest, GuestPlan, Image, VNI};
 pub use leftovers::{Leftovers, NetworkSnapshot};
+pub use node::{
+    Container, ContainerSpec, Executed, LogLine, Network, Node, Pod, RUNC, Runtime, write_volume,
+};
+pub use private_host::PrivateHost;
+pub use remains::{Cgroups, Remains};
 pub use slipwayd::{Slipwayd, last_core, program};
+
+fn write(path: &Path, contents: &str) -> Result<()> {
+    fs::write(path, contents).with_context(|| format!("Failed to write {}", path.display()))
+}

@@ -78,7 +78,7 @@ impl Slipwayd {
                 .chain([run_dir.into()])
                 .collect(),
             wrapper: wrapper.to_vec(),
-            console_file: None,
+            ..Launch::default()
         })
         .await?;
         match timeout(LIMIT, child.stderr().wait_for(READY)).await {

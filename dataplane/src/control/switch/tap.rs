@@ -58,7 +58,7 @@ impl Switch {
             ));
         }
         self.check_new(&state, &spec)?;
-        let added = self.enter(&mut state, spec).and_then(|vport| {
+        let added = self.enter(&mut state, spec, None).and_then(|vport| {
             let tap = TapPort::start(tap, vport, Arc::clone(&self.pmds)).map_err(|error| {
                 ApiError::new(
                     ErrorCode::Internal,

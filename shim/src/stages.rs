@@ -1,0 +1,51 @@
+//! How long each part of a pod's start took, under the names of the literature.
+//!
+//! | stage | what |
+//! |---|---|
+//! | `AddCNI` | asking slipwayd for the pod's ports; the plugin's own time is in its log |
+//! | `Cgroup` | making and joining the sandbox's cgroup |
+//! | `AttachIf` | folders, sockets and helpers that VM and ports need |
+//! | `StartVM` | from the VMM's start to the agent's first answer |
+//! | `Guest` | setting up sandbox and network in the guest |
+//!
+//! `NetNS` is the engine's, before a shim is called.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+/// The file with the stages of a running pod, in its folder.
+pub const FILE: &str = "stages.json";
+
+/// Stages in milliseconds, and when the first began.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Stages {
+    /// Milliseconds since 1970.
+    pub began_ms: u64,
+    /// Milliseconds by stage.
+    pub stages_ms: BTreeMap<&'static str, f64>,
+}
+
+impl Stages {
+    /// From now on.
+    pub fn begin() -> Self {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let began_ms = now.unwrap_or_default().as_millis() as u64;
+        Self { began_ms, stages_ms: BTreeMap::new() }
+    }
+
+    /// Adds the time of one stage.
+    pub fn add(&mut self, stage: &'static str, took: Duration) {
+        *self.stages_ms.entry(stage).or_default() += took.as_secs_f64() * 1e3;
+        tracing::info!(stage, took_ms = took.as_secs_f64() * 1e3, "pod.start");
+    }
+
+    /// Runs one stage.
+    pub async fn time<T>(&mut self, stage: &'static str, work: impl Future<Output = T>) -> T {
+        let began = Instant::now();
+        let out = work.await;
+        self.add(stage, began.elapsed());
+        out
+    }
+}
