@@ -1,11 +1,13 @@
 //! The host's gateway, with real taps: each test has network namespaces of its own, so that nothing
-//! touches the machine's network. They need root (or `unshare -rn`) and /dev/net/tun, and say so.
+//! touches the machine's network. They need root (or `unshare -rn`), /dev/net/tun and nft(8), and say
+//! so.
 
 mod rig;
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::process::Command;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -17,6 +19,8 @@ use dataplane::testing::frames::{FrameBuilder, Mac, payload_range};
 use dataplane::testing::{Guest, GuestConfig, features};
 use ipnet::IpNet;
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use rig::{Rig, TIMEOUT, eventually, mac};
 use slipway_api::{ErrorCode, LinkState, PortMode, PortSpec};
 
@@ -155,6 +159,72 @@ fn connect(spec: GatewaySpec, switch: &Switch) -> dataplane::gateway::Connected 
         !ip(&["addr", "show", &name]).contains("tentative")
     });
     connected
+}
+
+/// nft(8), in the namespace of this thread.
+fn nft(command: &str) -> String {
+    let output = Command::new("nft")
+        .args(command.split_whitespace())
+        .output()
+        .expect("nft(8), of package nftables");
+    assert!(output.status.success(), "nft {command:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Processes in the namespace of this thread that wait for a slipwayd to end.
+fn guards() -> usize {
+    let own = std::fs::read_link("/proc/thread-self/ns/net").unwrap();
+    let is_guard = |process: &Path| {
+        let line = std::fs::read(process.join("cmdline")).unwrap_or_default();
+        let is_named = line.windows(18).any(|word| word == b"slipway-masquerade");
+        is_named && std::fs::read_link(process.join("ns/net")).is_ok_and(|net| net == own)
+    };
+    let processes = std::fs::read_dir("/proc").unwrap();
+    processes.flatten().filter(|process| is_guard(&process.path())).count()
+}
+
+/// slipwayd with a gateway, and its folder.
+struct Slipwayd {
+    child: Child,
+    _dir: tempfile::TempDir,
+}
+
+/// The command that starts slipwayd with a gateway, all its files in `dir`.
+fn slipwayd(dir: &Path, masquerade: bool) -> Command {
+    let by = if masquerade { "nftables" } else { "off" };
+    let core = core_affinity::get_core_ids().unwrap().last().unwrap().id;
+    let config = format!(
+        "[pmd]\ncores = [{core}]\n[ports]\nrun_dir = {dir:?}\n[api]\nsocket = {:?}\n\
+         [gateway]\nenabled = true\nmasquerade = \"{by}\"\n",
+        dir.join("slipwayd.sock")
+    );
+    let file = dir.join("slipwayd.toml");
+    std::fs::write(&file, config).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_slipwayd"));
+    command.arg("--config").arg(file);
+    command
+}
+
+impl Slipwayd {
+    /// One that is ready.
+    fn start(masquerade: bool) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut child = slipwayd(dir.path(), masquerade).stderr(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let ready = lines.find(|line| line.as_ref().is_ok_and(|line| line.contains("is ready")));
+        assert!(ready.is_some(), "slipwayd ended: {:?}", child.wait());
+        // It must not meet a closed pipe; the thread ends with it.
+        std::thread::spawn(move || lines.for_each(drop));
+        Self { child, _dir: dir }
+    }
+}
+
+impl Drop for Slipwayd {
+    fn drop(&mut self) {
+        // A test that failed leaves no daemon; one that did not has seen its end.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 mod privileged {
@@ -326,6 +396,127 @@ mod privileged {
         let per_frame = stats.received_bytes / stats.received_frames;
         assert!(per_frame > 3000, "{per_frame} bytes a frame: not segmented by the receiver");
         rig.assert_conserved();
+    }
+
+    #[test]
+    fn pods_reach_the_world_in_the_name_of_the_host() {
+        enter_own_netns();
+        let world = Ipv4Addr::new(192, 0, 2, 2);
+        let host = Ipv4Addr::new(192, 0, 2, 1);
+        let (tell, told) = std::sync::mpsc::channel();
+        let (connect_it, connected) = std::sync::mpsc::channel::<()>();
+        let far = std::thread::spawn(move || {
+            enter_own_netns();
+            tell.send(nix::unistd::gettid()).unwrap();
+            connected.recv_timeout(TIMEOUT).unwrap();
+            ip(&["addr", "add", "192.0.2.2/24", "dev", "far0"]);
+            ip(&["link", "set", "far0", "up"]);
+            let socket = UdpSocket::bind((world, ECHO_PORT)).unwrap();
+            socket.set_read_timeout(Some(TIMEOUT)).unwrap();
+            tell.send(nix::unistd::gettid()).unwrap();
+            let mut bytes = [0; 100];
+            let (n, from) = socket.recv_from(&mut bytes).unwrap();
+            socket.send_to(&bytes[..n], from).unwrap();
+            from.ip()
+        });
+        let tid = told.recv_timeout(TIMEOUT).unwrap().to_string();
+        ip(&["link", "add", "near0", "type", "veth", "peer", "name", "far0", "netns", &tid]);
+        ip(&["addr", "add", "192.0.2.1/24", "dev", "near0"]);
+        ip(&["link", "set", "near0", "up"]);
+        connect_it.send(()).unwrap();
+        told.recv_timeout(TIMEOUT).unwrap();
+
+        // What an earlier slipwayd may have left is replaced.
+        nft("table inet slipway { chain old { } }");
+        let rig = Rig::start();
+        let gateway = connect(GatewaySpec { masquerade: true, ..spec("slipway0") }, &rig.switch);
+        assert!(!nft("list table inet slipway").contains("old"));
+        let port = rig.port(PortSpec {
+            mac: Some(slipway_api::Mac(mac(1))),
+            addresses: vec![pod_v4(1).into()],
+            ..PortSpec::named("pod1")
+        });
+        let mut guest = Guest::connect(&port.spec.socket, GuestConfig::default()).unwrap();
+        rig.await_link("pod1", LinkState::Up);
+        let datagram = FrameBuilder::new(mac(1), GATEWAY_MAC)
+            .ipv4(pod_v4(1), world)
+            .udp(4000, ECHO_PORT)
+            .payload(b"hello, world");
+        guest.send(&datagram.build()).unwrap();
+        loop {
+            let (_, frame) = guest.recv(TIMEOUT).unwrap().expect("an echo");
+            // The host's own multicasts come as well.
+            if frame[12..14] == [8, 0] && frame[23] == 17 && frame[26..30] == world.octets() {
+                assert_eq!(frame[30..34], pod_v4(1).octets());
+                assert_eq!(&frame[payload_range(&frame).unwrap()], b"hello, world");
+                break;
+            }
+        }
+        assert_eq!(far.join().unwrap(), IpAddr::from(host), "who the world saw");
+        drop((guest, gateway));
+        assert_eq!(nft("list tables"), "", "the rules go with the gateway");
+    }
+
+    #[test]
+    fn slipwayd_that_is_killed_leaves_neither_interface_nor_rules() {
+        enter_own_netns();
+        for signal in [Signal::SIGKILL, Signal::SIGTERM, Signal::SIGKILL] {
+            let mut daemon = Slipwayd::start(true);
+            assert!(ip(&["addr", "show", "slipway0"]).contains("10.88.0.1/16"));
+            assert!(nft("list ruleset").contains("10.88.0.0/16"));
+            kill(Pid::from_raw(daemon.child.id() as i32), signal).unwrap();
+            let status = daemon.child.wait().unwrap();
+            assert_eq!(status.success(), signal == Signal::SIGTERM, "{status:?}");
+            assert!(!ip(&["link"]).contains("slipway0"), "after {signal}");
+            // A guard that outlives slipwayd does this, in its own time.
+            eventually("no rules are left", || nft("list tables").is_empty());
+        }
+    }
+
+    #[test]
+    fn slipwayd_that_starts_while_the_rules_of_a_killed_one_go_keeps_its_own() {
+        enter_own_netns();
+        for _ in 0..5 {
+            let mut daemon = Slipwayd::start(true);
+            daemon.child.kill().unwrap();
+            daemon.child.wait().unwrap();
+        }
+        let mut daemon = Slipwayd::start(true);
+        // By now every guard has seen the end of its slipwayd; only the last one's remains.
+        eventually("the guards of the killed are gone", || {
+            let tables = nft("--handle list tables");
+            assert!(tables.lines().count() == 1, "{tables}");
+            guards() == 1
+        });
+        assert!(nft("list ruleset").contains("10.88.0.0/16"));
+        kill(Pid::from_raw(daemon.child.id() as i32), Signal::SIGTERM).unwrap();
+        assert!(daemon.child.wait().unwrap().success());
+        assert_eq!(nft("list tables"), "");
+    }
+
+    #[test]
+    fn without_nft_slipwayd_names_the_package_and_leaves_nothing() {
+        enter_own_netns();
+        let dir = tempfile::tempdir().unwrap();
+        let output = slipwayd(dir.path(), true).env("PATH", "/nowhere").output().unwrap();
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success());
+        assert!(told.contains("install the package nftables"), "{told}");
+        assert!(!ip(&["link"]).contains("slipway0"));
+    }
+
+    #[test]
+    fn without_capability_slipwayd_names_it() {
+        enter_own_netns();
+        let dir = tempfile::tempdir().unwrap();
+        let mut command = Command::new("setpriv");
+        let plain = slipwayd(dir.path(), false);
+        command.args(["--bounding-set=-net_admin", "--inh-caps=-net_admin"]);
+        command.arg(plain.get_program()).args(plain.get_args());
+        let output = command.output().expect("setpriv(1), of package util-linux");
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success());
+        assert!(told.contains("CAP_NET_ADMIN") && told.contains("gateway.enabled"), "{told}");
     }
 
     #[test]
