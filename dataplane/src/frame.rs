@@ -119,9 +119,6 @@ pub struct Tail<'b, 'm> {
 }
 
 impl<'m> Tail<'_, 'm> {
-    /// Nothing: the frame is all in its head.
-    pub const EMPTY: Self = Self { body: GuestSlice::empty(), more: &[] };
-
     /// The parts in order.
     #[inline]
     pub fn parts(&self) -> impl Iterator<Item = GuestSlice<'m>> {

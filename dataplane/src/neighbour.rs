@@ -2,18 +2,20 @@
 //!
 //! ```text
 //! "who has 10.88.0.7?" from a pod --+--> known:   the answer, to the sender alone
-//!   (ARP, neighbour discovery)      '--> unknown: on its way, as any frame
+//!   (ARP, neighbour discovery)      '--> unknown: on its way, as any frame; dropped if all that
+//!                                        there is in the segment is known
 //! "10.88.0.7 is here"  from a pod ----> not true: dropped, nobody is misled
 //! ```
 //! So a question for a guest of the segment, or for the host, reaches none of the others: with 400
 //! pods on a host, broadcasts are what every pod would pay for. What is known are the addresses that
-//! ports are bound to ([`Neighbours`]); they are published with the other tables, and nothing is
-//! learned from frames.
+//! ports are bound to, and the link-local ones of their MAC addresses ([`Neighbours`]); they are published
+//! with the other tables, and nothing is learned from frames.
 //!
 //! # What passes
-//! Questions for addresses that nobody is bound to; those of a guest for its own (duplicate address
-//! detection); announcements that agree with what is known; whatever has a VLAN tag, as it belongs to
-//! a network of the guests' own; and neighbour discovery to one address, which floods nothing anyway.
+//! Questions for the unknown, where some port is bound to no address; those of a guest for its own
+//! (duplicate address detection); announcements that agree with what is known; whatever has a VLAN tag,
+//! as it belongs to a network of the guests' own; and neighbour discovery to one address, which floods
+//! nothing anyway.
 //!
 //! # Bounds
 //! An ordinary frame costs a compare of its EtherType and of the group bit. A question costs one or
@@ -22,7 +24,7 @@
 //! # Threads
 //! Plain functions of bytes and an immutable table.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv6Addr};
 
 use crate::flow::L2;
@@ -61,17 +63,26 @@ pub struct Neighbour {
 
 /// Who has which address, by segment.
 #[derive(Debug, Clone, Default)]
-pub struct Neighbours(HashMap<(u16, IpAddr), Neighbour>);
+pub struct Neighbours {
+    known: HashMap<(u16, IpAddr), Neighbour>,
+    /// Segments all of whose addresses are known.
+    complete: HashSet<u16>,
+}
 
 impl Neighbours {
     /// Notes who has an address; whoever had it before has it no more.
     pub fn insert(&mut self, segment: u16, address: IpAddr, neighbour: Neighbour) {
-        self.0.insert((segment, address), neighbour);
+        self.known.insert((segment, address), neighbour);
+    }
+
+    /// Notes that what is not known in this segment is nobody's.
+    pub fn set_complete(&mut self, segment: u16) {
+        self.complete.insert(segment);
     }
 
     /// Who has the address, if that is known.
     pub fn get(&self, segment: u16, address: impl Into<IpAddr>) -> Option<Neighbour> {
-        self.0.get(&(segment, address.into())).copied()
+        self.known.get(&(segment, address.into())).copied()
     }
 }
 
@@ -143,7 +154,7 @@ impl Look<'_> {
         if arp.operation() != arp::REQUEST || sender == target {
             return Ok(None);
         }
-        Ok(self.other(target).map(|mac| Answer { mac, form: Form::Arp }))
+        self.other(target, Form::Arp)
     }
 
     /// `None`: not neighbour discovery as RFC 4861, section 7.1, has it. The checksum is not looked
@@ -156,9 +167,9 @@ impl Look<'_> {
         let end = ipv6::HEADER_LEN + usize::from(ip.payload_len());
         let ndp = Ndp::parse(packet.get(ipv6::HEADER_LEN..end)?).ok()?;
         Some(match ndp.kind() {
-            ndp::SOLICITATION => self.claim(ip.src(), mac).map(|()| {
+            ndp::SOLICITATION => self.claim(ip.src(), mac).and_then(|()| {
                 let form = if ip.src().is_unspecified() { Form::AdvertToAll } else { Form::Advert };
-                self.other(ndp.target()).map(|mac| Answer { mac, form })
+                self.other(ndp.target(), form)
             }),
             _ => self.claim(ndp.target(), mac).map(|()| None),
         })
@@ -173,11 +184,15 @@ impl Look<'_> {
         }
     }
 
-    /// The Ethernet address of who has `address`, if it is not the sender itself.
-    fn other(self, address: impl Into<IpAddr>) -> Option<Mac> {
+    /// Who has `address`; nothing if it is the sender itself, or unknown.
+    fn other(self, address: impl Into<IpAddr>, form: Form) -> Result<Option<Answer>, DropReason> {
         let (segment, port) = self.from;
-        let owner = self.known.get(segment, address)?;
-        (owner.port != port).then_some(owner.mac)
+        match self.known.get(segment, address) {
+            Some(owner) if owner.port == port => Ok(None),
+            Some(owner) => Ok(Some(Answer { mac: owner.mac, form })),
+            None if self.known.complete.contains(&segment) => Err(DropReason::NoRoute),
+            None => Ok(None),
+        }
     }
 }
 

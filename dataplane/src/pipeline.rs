@@ -19,7 +19,7 @@ use arrayvec::ArrayVec;
 
 use crate::fdb::{Fdb, Seen};
 use crate::flow::{self, HashSeed, L2};
-use crate::frame::{Batch, Scratch, Tail};
+use crate::frame::{Batch, Frame, Scratch};
 use crate::neighbour::{self, Answer};
 use crate::offload::{self, Abilities, Action, Offload, OffloadError};
 use crate::pmd::{Report, Reports};
@@ -29,6 +29,7 @@ use crate::software::Software;
 use crate::spoof;
 use crate::stats::{DropReason, Egress, Ingress, PmdCounters};
 use crate::tables::{Tables, UnknownUnicast};
+use crate::vhost::mem::GuestSlice;
 use crate::vring::rx::{Fill, Refusal};
 use crate::vring::{BURST, RingFault, VNET_HDR};
 use crate::wire::VirtioNetHdr;
@@ -127,7 +128,7 @@ impl Worker {
         burst.counters.received_frames.add(n as u64);
         burst.counters.in_hand.set(n as u64);
 
-        self.judge(burst, &batch, sender);
+        self.judge(burst, &mut batch, sender);
         self.forward(burst, &batch);
         self.account(burst, &batch);
 
@@ -137,8 +138,10 @@ impl Worker {
     }
 
     /// Step 2: what becomes of each frame.
-    fn judge(&mut self, burst: &Burst<'_>, batch: &Batch<'_>, sender: Abilities) {
-        for (at, frame) in batch.frames.iter().enumerate() {
+    fn judge(&mut self, burst: &Burst<'_>, batch: &mut Batch<'_>, sender: Abilities) {
+        let mut bytes = 0;
+        for (at, frame) in batch.frames.iter_mut().enumerate() {
+            bytes += u64::from(frame.len);
             let judged = match frame.drop {
                 Some(reason) => Err(reason),
                 None => {
@@ -151,12 +154,11 @@ impl Worker {
                 Ok(judged) => judged,
                 Err(reason) => (PLAIN, Decision::Drop(reason)),
             };
-            if let Decision::Answer(answer) = decision {
-                // The question goes no further, so its place is free.
-                answer.write(self.scratch[at].head_mut());
-            }
             self.offloads[at] = offload;
             self.decisions[at] = decision;
+            if let Decision::Answer(answer) = decision {
+                self.answer(answer, at, frame);
+            }
             // Until a copy is delivered; a flood may find no other vport.
             self.fates[at] = Some(match decision {
                 Decision::Drop(reason) => reason,
@@ -165,6 +167,16 @@ impl Worker {
                 }
             });
         }
+        burst.counters.received_bytes.add(bytes);
+    }
+
+    /// The question goes no further, so the answer takes its place: all of it is in the head.
+    #[cold]
+    fn answer(&mut self, answer: Answer, at: usize, frame: &mut Frame<'_>) {
+        answer.write(self.scratch[at].head_mut());
+        let (head_len, len) = (answer.len() as u16, answer.len() as u32);
+        *frame = Frame { head_len, len, body: GuestSlice::empty(), more: (0, 0), ..*frame };
+        self.offloads[at] = PLAIN;
     }
 
     /// Step 3: groups the frames by egress vring, and fills one vring after the other.
@@ -278,10 +290,11 @@ impl Worker {
             if let Some(&next) = frames.get(n + 1) {
                 batch.frames[usize::from(next)].body.prefetch_all();
             }
+            let frame = &batch.frames[at];
             match self.push(batch, at, receiver, &mut fill) {
-                Ok(len) => {
+                Ok(()) => {
                     delivered += 1;
-                    bytes += u64::from(len);
+                    bytes += u64::from(frame.len);
                     self.fates[at] = None;
                 }
                 Err(Refusal::Drop(reason)) => {
@@ -302,7 +315,7 @@ impl Worker {
         (tried, fault.or(told.err()))
     }
 
-    /// Writes one frame, as the receiver can take it; returns its length before segmentation.
+    /// Writes one frame, as the receiver can take it.
     #[inline]
     fn push(
         &mut self,
@@ -310,14 +323,9 @@ impl Worker {
         at: usize,
         receiver: Abilities,
         fill: &mut Fill<'_>,
-    ) -> Result<u32, Refusal> {
-        let scratch = &mut self.scratch[at];
-        if let Decision::Answer(answer) = self.decisions[at] {
-            let (end, len) = (VNET_HDR + answer.len(), answer.len() as u32);
-            scratch.vnet_mut().fill(0);
-            return fill.push(&mut scratch.all_mut()[..end], Tail::EMPTY, len).map(|()| len);
-        }
+    ) -> Result<(), Refusal> {
         let frame = &batch.frames[at];
+        let scratch = &mut self.scratch[at];
         let end = VNET_HDR + usize::from(frame.head_len);
         match self.offloads[at].for_receiver(receiver) {
             Action::Pass(header) => {
@@ -333,7 +341,6 @@ impl Worker {
                 self.software.segment(&work, head, batch.tail(frame), fill)
             }
         }
-        .map(|()| frame.len)
     }
 
     /// Notes why frames were not delivered; a frame that someone got stays forwarded.
@@ -348,16 +355,14 @@ impl Worker {
 
     /// Step 4: every frame received is forwarded, answered, or dropped for one reason.
     fn account(&self, burst: &Burst<'_>, batch: &Batch<'_>) {
-        let (mut bytes, mut forwarded, mut answered) = (0, 0, 0);
-        for (at, (frame, fate)) in batch.frames.iter().zip(&self.fates).enumerate() {
-            bytes += u64::from(frame.len);
+        let (mut forwarded, mut answered) = (0, 0);
+        for (fate, decision) in self.fates.iter().zip(&self.decisions).take(batch.frames.len()) {
             match fate {
-                None if matches!(self.decisions[at], Decision::Answer(_)) => answered += 1,
+                None if matches!(decision, Decision::Answer(_)) => answered += 1,
                 None => forwarded += 1,
                 Some(reason) => burst.counters.drops.add(*reason, 1),
             }
         }
-        burst.counters.received_bytes.add(bytes);
         burst.counters.forwarded_frames.add(forwarded);
         burst.counters.answered_frames.add(answered);
     }

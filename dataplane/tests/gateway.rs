@@ -427,7 +427,8 @@ mod privileged {
         told.recv_timeout(TIMEOUT).unwrap();
 
         // What an earlier slipwayd may have left is replaced.
-        nft("table inet slipway { chain old { } }");
+        nft("add table inet slipway");
+        nft("add chain inet slipway old");
         let rig = Rig::start();
         let gateway = connect(GatewaySpec { masquerade: true, ..spec("slipway0") }, &rig.switch);
         assert!(!nft("list table inet slipway").contains("old"));

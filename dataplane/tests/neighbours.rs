@@ -75,6 +75,7 @@ fn the_answer_comes_back_alone_and_every_frame_is_accounted_for() {
 fn an_answer_that_finds_no_room_is_a_drop_like_any_other() {
     let config = GuestConfig::default().ring_size(8).rx_repost(false);
     let mut net = net(2, &config);
+    assert_eq!(net.guests[0].rx().post(8), 8);
     for _ in 0..4 {
         for _ in 0..4 {
             net.guests[0].tx().send(&who_has(0, address(1))).unwrap();

@@ -156,6 +156,7 @@ pub fn stats(stats: &Stats) -> String {
         ">VNI",
         ">RECEIVED",
         ">FORWARDED",
+        ">ANSWERED",
         ">IN DROPS",
         ">IN HAND",
         ">OFFERED",

@@ -114,10 +114,17 @@ impl State {
     fn neighbours(&self) -> Neighbours {
         let mut neighbours = Neighbours::default();
         for PortEntry { spec, vport, .. } in self.ports.values() {
-            let Some(mac) = spec.mac else { continue };
-            for &address in &spec.addresses {
-                let neighbour = Neighbour { mac: wire::Mac(mac.0), port: vport.id };
+            // `PortSpec::check`: who has addresses has a MAC address.
+            let (Some(mac), false) = (spec.mac, spec.addresses.is_empty()) else { continue };
+            let neighbour = Neighbour { mac: wire::Mac(mac.0), port: vport.id };
+            let link_local = IpAddr::from(wire::ndp::link_local(neighbour.mac));
+            for &address in spec.addresses.iter().chain([&link_local]) {
                 neighbours.insert(vport.rules.segment, address, neighbour);
+            }
+        }
+        for (&vni, entry) in &self.vnis {
+            if self.members(vni).all(|member| !member.spec.addresses.is_empty()) {
+                neighbours.set_complete(entry.segment);
             }
         }
         neighbours

@@ -177,6 +177,25 @@ fn what_is_no_question_for_another_goes_its_way() {
 }
 
 #[test]
+fn where_all_is_known_a_question_for_the_unknown_reaches_nobody() {
+    let mut known = known();
+    known.set_complete(SEGMENT);
+    let unknown = [who_has((ASKER.mac, v4(1)), v4(9)), Nd::solicitation(v6(1), v6(9)).build()];
+    for frame in unknown {
+        assert_eq!(asked_of(&known, SEGMENT, &frame), Err(DropReason::NoRoute));
+        assert_eq!(asked_of(&known, SEGMENT + 1, &frame), Ok(None));
+    }
+    let own = [
+        who_has((ASKER.mac, v4(1)), v4(1)),
+        Nd::solicitation(Ipv6Addr::UNSPECIFIED, v6(1)).build(),
+        Nd::advertisement(v6(1)).build(),
+    ];
+    for frame in own {
+        assert_eq!(asked_of(&known, SEGMENT, &frame), Ok(None));
+    }
+}
+
+#[test]
 fn in_another_segment_the_addresses_are_unknown() {
     for frame in [who_has((ASKER.mac, v4(1)), v4(2)), Nd::solicitation(v6(1), v6(2)).build()] {
         assert_eq!(asked_of(&known(), SEGMENT + 1, &frame), Ok(None));
