@@ -1,47 +1,92 @@
-//! What the kernel leaves to its first process: file systems, drivers, the command line.
-//!
-//! The image carries the few modules the guest needs under [`MODULES`]; their names start with a
-//! number, so that their alphabetical order is the order to load them in, worked out when the
-//! image was made.
+//! What the kernel leaves to its first process: file systems, settings, the command line.
 
-use std::fs::{self, File};
+use std::fs;
+use std::io::ErrorKind;
 use std::net::Ipv4Addr;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
-use nix::kmod::{ModuleInitFlags, finit_module};
 use nix::mount::{MsFlags, mount};
+use nix::unistd::{chdir, chroot};
 
-/// Where the image keeps its modules.
-const MODULES: &str = "/modules";
+use crate::modules;
 
-/// Mounts `/proc`, `/sys` and `/dev`.
+/// Moves to a root of its own, as `switch_root` does: containers leave their parent's root by
+/// `pivot_root`, which cannot be done from the kernel's first one (pivot_root(2)). The modules
+/// come along, and the agent's program needs no name to be run again.
+pub fn leave_initramfs() -> Result<()> {
+    const ROOT: &str = "/newroot";
+    let none = None::<&str>;
+    let failed = || format!("Failed to make the root file system on {ROOT}");
+    fs::create_dir_all(ROOT).with_context(failed)?;
+    mount(Some("root"), ROOT, Some("tmpfs"), MsFlags::empty(), Some("mode=755"))
+        .with_context(failed)?;
+    for folder in ["dev", "etc", "modules", "proc", "run", "sys", "tmp"] {
+        fs::create_dir(Path::new(ROOT).join(folder)).with_context(failed)?;
+    }
+    let modules = format!("{ROOT}{}", modules::FOLDER);
+    mount(Some(modules::FOLDER), modules.as_str(), none, MsFlags::MS_BIND, none)
+        .context("Failed to take the modules along")?;
+    chdir(ROOT)?;
+    mount(Some(ROOT), "/", none, MsFlags::MS_MOVE, none)
+        .with_context(|| format!("Failed to move {ROOT} to /"))?;
+    chroot(".").context("Failed to change the root")?;
+    chdir("/")?;
+    Ok(())
+}
+
+/// What is mounted, in this order: type, place, options.
+const FILE_SYSTEMS: [(&str, &str, &str); 6] = [
+    ("proc", "/proc", ""),
+    ("sysfs", "/sys", ""),
+    ("devtmpfs", "/dev", ""),
+    ("devpts", "/dev/pts", "mode=620,ptmxmode=666"),
+    ("tmpfs", "/dev/shm", "mode=1777"),
+    ("cgroup2", "/sys/fs/cgroup", ""),
+];
+
+/// Mounts what the kernel has to show, and what containers are made of.
 pub fn mount_filesystems() -> Result<()> {
-    for (kind, target) in [("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev")] {
+    for (kind, target, options) in FILE_SYSTEMS {
+        let failed = || format!("Failed to mount {kind} on {target}");
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
-        mount(Some(kind), target, Some(kind), flags, None::<&str>)
-            .with_context(|| format!("Failed to mount {kind} on {target}"))?;
+        if target.starts_with("/dev/") {
+            fs::create_dir_all(target).with_context(failed)?;
+        }
+        let options = (!options.is_empty()).then_some(options);
+        mount(Some(kind), target, Some(kind), flags, options).with_context(failed)?;
     }
     Ok(())
 }
 
-/// Loads every module of the image, in the order of the names.
-pub fn load_modules() -> Result<()> {
-    let mut paths = Vec::new();
-    for entry in fs::read_dir(MODULES).with_context(|| format!("Failed to list {MODULES}"))? {
-        paths.push(entry?.path());
-    }
-    paths.sort();
-    for path in paths {
-        load_module(&path).with_context(|| format!("Failed to load {}", path.display()))?;
+/// Drivers of devices that only some machines have, by virtio device type (virtio 1.3, 5).
+const DRIVERS: [(&str, &str); 2] = [("0x0004", "virtio_rng"), ("0x0013", VSOCK_DRIVER)];
+const VSOCK_DRIVER: &str = "vmw_vsock_virtio_transport";
+
+/// Loads the drivers of the devices that are there. What is mounted on demand (virtio-fs, block
+/// devices) brings its driver when it is mounted.
+pub fn load_drivers() -> Result<()> {
+    const DEVICES: &str = "/sys/bus/virtio/devices";
+    for device in fs::read_dir(DEVICES).with_context(|| format!("Failed to list {DEVICES}"))? {
+        let path = device?.path().join("device");
+        let kind = fs::read_to_string(&path)
+            .with_context(|| format!("Failed to read {}", path.display()))?;
+        if let Some((_, driver)) = DRIVERS.iter().find(|(number, _)| *number == kind.trim_end()) {
+            modules::load(driver)?;
+        }
     }
     Ok(())
 }
 
-fn load_module(path: &Path) -> Result<()> {
-    let file = File::open(path)?;
-    finit_module(&file, c"", ModuleInitFlags::empty())?;
-    Ok(())
+/// Keeps a NIC from speaking IPv6 until it is given an IPv6 address: no router solicitations and
+/// multicast reports of its own. To be called before there is a NIC.
+pub fn keep_ipv6_silent() -> Result<()> {
+    const SETTING: &str = "/proc/sys/net/ipv6/conf/default/disable_ipv6";
+    match fs::write(SETTING, "1") {
+        // A kernel without IPv6 is silent.
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        outcome => outcome.with_context(|| format!("Failed to write {SETTING}")),
+    }
 }
 
 /// Settings of the kernel, below `/proc/sys`.
@@ -53,7 +98,7 @@ const SYSCTLS: [(&str, &str); 2] = [
     ("net/core/rmem_default", "8388608"),
 ];
 
-/// Sets the kernel up for what the agent does.
+/// Sets the kernel up for the tests' traffic.
 pub fn set_sysctls() -> Result<()> {
     for (name, value) in SYSCTLS {
         fs::write(Path::new("/proc/sys").join(name), value)
@@ -69,6 +114,9 @@ pub struct Settings {
     pub ip: Option<(Ipv4Addr, u8)>,
     /// `slipway.mtu=9000`: MTU of the NIC in bytes.
     pub mtu: Option<u32>,
+    /// `agent.server_addr=vsock://-1:1024`: where to serve the Kata agent protocol. The other
+    /// `agent.` words of Kata's agents mean nothing here.
+    pub server_address: Option<String>,
 }
 
 impl Settings {
@@ -79,6 +127,9 @@ impl Settings {
     pub fn parse(command_line: &str) -> Result<Self> {
         let mut settings = Self::default();
         for word in command_line.split_ascii_whitespace() {
+            if let Some(address) = word.strip_prefix("agent.server_addr=") {
+                settings.server_address = Some(address.to_owned());
+            }
             let Some(setting) = word.strip_prefix("slipway.") else { continue };
             match setting.split_once('=') {
                 Some(("ip", value)) => {
@@ -112,13 +163,19 @@ mod tests {
     #[test]
     fn words_of_the_kernel_are_passed_over() {
         let settings = Settings::parse("quiet console=ttyS0 slipway.mtu=9000\n").unwrap();
-        assert_eq!(settings, Settings { ip: None, mtu: Some(9000) });
+        assert_eq!(settings, Settings { mtu: Some(9000), ..Settings::default() });
     }
 
     #[test]
     fn address_and_prefix_are_read() {
         let settings = Settings::parse("slipway.ip=192.168.1.2/24").unwrap();
         assert_eq!(settings.ip, Some((Ipv4Addr::new(192, 168, 1, 2), 24)));
+    }
+
+    #[test]
+    fn the_address_to_serve_on_is_read_as_katas_agents_read_it() {
+        let settings = Settings::parse("agent.log=debug agent.server_addr=vsock://-1:7").unwrap();
+        assert_eq!(settings.server_address.as_deref(), Some("vsock://-1:7"));
     }
 
     #[test]

@@ -5,17 +5,17 @@
 //! decision page on the guest image has the seconds for each. What follows from the machine, not
 //! from the image (console, clocks, ACPI), is the VMM's to add.
 
+/// The virtio-serial port on which the agent serves the Kata agent protocol.
+pub const AGENT_PORT: &str = "org.slipway.agent";
+
 /// Kernel parameters for every guest.
 ///
 /// * `quiet`: the serial console shows errors and the agent's words.
 /// * `random.trust_cpu=1`: RDRAND seeds the random numbers; a guest this small would wait for
 ///   entropy.
 /// * `cryptomgr.notests`: the ciphers are not tested at each boot.
-/// * `lsm= apparmor=0 audit=0`: there is one process in the guest.
-/// * `ipv6.disable=1`: the guest's only words on the wire are those it was asked to say, no
-///   router solicitations and multicast reports of its own.
-pub const COMMAND_LINE: &str =
-    "quiet random.trust_cpu=1 cryptomgr.notests lsm= apparmor=0 audit=0 ipv6.disable=1";
+/// * `lsm= apparmor=0 audit=0`: the machine is the boundary around all that runs in it.
+pub const COMMAND_LINE: &str = "quiet random.trust_cpu=1 cryptomgr.notests lsm= apparmor=0 audit=0";
 
 /// Kernel parameters under emulation, in addition to [`COMMAND_LINE`]: there is no secret in the
 /// guest.

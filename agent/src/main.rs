@@ -1,34 +1,49 @@
-//! The init of slipway's guest image.
+//! The init of slipway's guest image, and its agent.
 //!
-//! It is the only program of the guest. As process 1 it mounts the kernel's file systems, loads
-//! the drivers, brings up the NIC with the address of the kernel's command line
-//! ([`boot::Settings`]) and serves the control channel (`slipway_agent::protocol`) until it is
-//! told to reboot or power off. When something fails it says so on the console and powers off:
-//! a guest that cannot be talked to is of no use.
+//! It is the image's only program, in three roles:
 //!
-//! # Threads
-//! The main thread reads the channel; see [`serve`] for the others.
+//! * As process 1 ([`guest`]) it prepares the guest and serves whoever the machine has channels
+//!   for: a runtime that speaks the Kata agent protocol ([`kata`]), and the tests' and demo's own
+//!   control channel ([`serve`]).
+//! * As `slipway-agent runtime` ([`runtime`]) it makes one container's process.
+//! * With the address to serve on in the environment it is an agent without a guest.
 
 use std::io::Write as _;
 use std::panic;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
+use kata::Endpoint;
 use nix::sys::reboot::{RebootMode, reboot};
-use slipway_agent::protocol::Ready;
+use tokio::sync::mpsc::unbounded_channel;
 
-use crate::serve::{Power, Server};
+use crate::serve::Power;
+
+/// Names the address to serve on when the agent is no guest's init, as with Kata's agent.
+const SERVER_ADDRESS: &str = "KATA_AGENT_SERVER_ADDR";
 
 mod boot;
 mod channel;
 mod clock;
+mod guest;
+mod kata;
+mod modules;
 mod netlink;
 mod ping;
+mod port;
+mod ports;
+mod runtime;
 mod serve;
 mod system;
 mod tcp;
 mod udp;
 
 fn main() -> Result<()> {
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == runtime::ARGUMENT) {
+        return runtime::main();
+    }
+    if let Some(address) = std::env::var_os(SERVER_ADDRESS) {
+        return standalone(&address.to_string_lossy());
+    }
     if std::process::id() != 1 {
         bail!("This is the init of a guest image, to be run by the guest's kernel");
     }
@@ -36,32 +51,18 @@ fn main() -> Result<()> {
         say(&format!("{panic}"));
         end(Power::Off);
     }));
-    if let Err(error) = run() {
+    if let Err(error) = guest::run() {
         say(&format!("{error:#}"));
     }
     end(Power::Off);
     Ok(())
 }
 
-fn run() -> Result<()> {
-    boot::mount_filesystems()?;
-    let command_line = std::fs::read_to_string("/proc/cmdline").context("No command line")?;
-    let settings = boot::Settings::parse(&command_line)?;
-    boot::load_modules()?;
-    boot::set_sysctls()?;
-    netlink::configure("lo", None, None)?;
-    if system::has_nic() {
-        netlink::configure(system::NIC, settings.mtu, settings.ip)?;
-    }
-
-    let port = channel::open()?;
-    let ready_ms = clock::since_boot()?.as_millis() as u64;
-    let ready = Ready { boot_id: system::boot_id()?, ready_ms };
-    let writer = port.try_clone().context("Failed to share the control channel")?;
-    let server = Server::new(ready, settings.ip, Box::new(writer), end);
-    say(&format!("ready in {ready_ms} ms"));
-    server.announce();
-    channel::serve(port, &server)
+/// Serves the Kata agent protocol on one address, without being a guest's init.
+fn standalone(address: &str) -> Result<()> {
+    let (sender, endpoints) = unbounded_channel();
+    sender.send(Endpoint::Address(address.to_owned()))?;
+    kata::serve(endpoints)
 }
 
 /// Prints a line on the console. Standard output is the console if the kernel had one to give;

@@ -59,18 +59,16 @@ fn config_path(any: &Any) -> Result<Option<PathBuf>> {
     if !OPTIONS.contains(&name) {
         return Ok(None);
     }
-    let read = || -> containerd_shim_protos::protobuf::Result<Option<String>> {
+    let read = || -> protobuf::Result<Option<String>> {
         let mut stream = CodedInputStream::from_bytes(&any.value);
         let mut path = None;
         while let Some(tag) = stream.read_raw_tag_or_eof()? {
             if tag == CONFIG_PATH_TAG {
                 path = Some(stream.read_string()?);
             } else {
-                let wire = containerd_shim_protos::protobuf::rt::WireType::new(tag & 7);
-                let unknown = containerd_shim_protos::protobuf::Error::from(std::io::Error::from(
-                    std::io::ErrorKind::InvalidData,
-                ));
-                stream.skip_field(wire.ok_or(unknown)?)?;
+                let wire = protobuf::rt::WireType::new(tag & 7);
+                let unknown = || std::io::Error::from(std::io::ErrorKind::InvalidData);
+                stream.skip_field(wire.ok_or_else(unknown)?)?;
             }
         }
         Ok(path)

@@ -356,7 +356,8 @@ const KILL_LIMIT: Duration = Duration::from_secs(3);
 pub async fn kill(process: &Process) -> Result<()> {
     use nix::sys::signal::{Signal, kill};
     let pid = i32::try_from(process.pid).context("A process id beyond 2^31")?;
-    drop(kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL));
+    // Whether it is gone shows below.
+    kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL).ok();
     let deadline = Instant::now() + KILL_LIMIT;
     while process.is_alive() {
         if Instant::now() > deadline {

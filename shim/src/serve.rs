@@ -32,7 +32,7 @@ const WORKERS: usize = 2;
 /// Standard input is no socket, or the process cannot be set up.
 pub fn serve(args: &Args) -> Result<()> {
     // Fails for the leader of a process group, which is as far from containerd's session.
-    drop(nix::unistd::setsid());
+    nix::unistd::setsid().ok();
     slipway_api::confine::refuse_netlink().context("Failed to give up netlink sockets")?;
     let bundle = std::env::current_dir().context("The working directory is gone")?;
     telemetry::to_fifo(&bundle, args.debug);

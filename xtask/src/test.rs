@@ -12,6 +12,7 @@ use clap::Args;
 
 use crate::command::{self, Ending};
 use crate::deps::{self, Purpose};
+use crate::rig::oci_image;
 use crate::{guest, workspace};
 
 /// Arguments of `cargo xtask test`
@@ -25,7 +26,7 @@ pub struct Arguments {
 struct Step {
     name: &'static str,
     command: &'static [&'static str],
-    /// It boots guests: packages and the guest image must be there.
+    /// It boots guests and runs pods: packages, the guest image and the pods' must be there.
     privileged: bool,
 }
 
@@ -54,7 +55,7 @@ const STEPS: &[Step] = &[
         privileged: false,
     },
     Step {
-        name: "privileged: VMMs and real guests",
+        name: "privileged: VMMs, guests and pods",
         command: &[
             "test",
             "--no-fail-fast",
@@ -97,8 +98,9 @@ pub fn main(arguments: &Arguments) -> Result<()> {
     }
     let mut guest_dir = None;
     if steps.iter().any(|step| step.privileged) {
-        deps::ensure(&[Purpose::Vm, Purpose::Trace])?;
+        deps::ensure(&[Purpose::Vm, Purpose::Trace, Purpose::Pods])?;
         guest::ensure(false)?;
+        oci_image::ensure()?;
         guest_dir = Some(workspace::target().join("guest"));
     }
     let mut outcomes = Vec::new();

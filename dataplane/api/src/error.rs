@@ -115,7 +115,7 @@ impl ApiError {
         Self::new(
             ErrorCode::NotFound,
             format!("There is no {kind} {shown}"),
-            format!("List what exists; a {kind} that was deleted is gone"),
+            "List what there is; what was deleted is gone",
         )
         .about(kind, name)
     }

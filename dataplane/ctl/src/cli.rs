@@ -15,7 +15,7 @@ use slipway_api::{
     version,
     max_term_width = 100,
     after_help = "Exit codes: 0 done; 1 the switch refused, or is not well; 2 the command line is \
-                  wrong; 3 the switch cannot be reached; 4 there is no such port, VNI or entry."
+                  wrong; 3 the switch cannot be reached; 4 there is no such port, VNI, entry or attachment."
 )]
 pub struct Cli {
     /// The socket of slipwayd's API
@@ -43,6 +43,10 @@ pub enum Command {
     /// The forwarding database: which port an address is behind
     #[command(subcommand)]
     Fdb(FdbCommand),
+    /// The networks that pods may join, and how many of their addresses are in use
+    Networks,
+    /// Interfaces of pods: list, look at, remove
+    Attachments(AttachmentsArgs),
     /// Counters of ports, or of PMD threads
     Stats(StatsArgs),
     /// Ask each stage of the pipeline what it would do with a frame; nothing is sent or counted
@@ -274,6 +278,39 @@ enum Kind {
     Static,
     /// From a frame's source address
     Learned,
+}
+
+/// `slipwayctl attachments ...`
+#[derive(Debug, Args)]
+pub struct AttachmentsArgs {
+    /// What to do; lists all of them if it is left out
+    #[command(subcommand)]
+    pub command: Option<AttachmentsCommand>,
+}
+
+/// See [`AttachmentsArgs`].
+#[derive(Debug, Subcommand)]
+pub enum AttachmentsCommand {
+    /// List attachments in the order in which they were made
+    List {
+        /// Only those of this sandbox
+        #[arg(long)]
+        owner: Option<String>,
+    },
+    /// Show one attachment: addresses, routes, port, labels
+    Show(AttachmentName),
+    /// Give back the addresses and the port of an interface; its pod has no network any more
+    Rm(AttachmentName),
+}
+
+/// An interface of a pod.
+#[derive(Debug, Args)]
+pub struct AttachmentName {
+    /// The sandbox
+    pub owner: String,
+    /// The interface in it
+    #[arg(default_value = "eth0")]
+    pub interface: String,
 }
 
 /// `slipwayctl stats ...`

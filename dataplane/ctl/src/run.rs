@@ -8,7 +8,7 @@ use slipway_api::{Created, HealthStatus, client::Client};
 
 use crate::{
     Failure,
-    cli::{Cli, Command, FdbCommand, PortCommand, Shell, VniCommand},
+    cli::{AttachmentsCommand, Cli, Command, FdbCommand, PortCommand, Shell, VniCommand},
     tables, watch,
 };
 
@@ -60,6 +60,8 @@ pub async fn run(cli: Cli, stream: &mut dyn Write, is_terminal: bool) -> Result<
         Command::Port(command) => port(command, &client, &mut out).await,
         Command::Vni(command) => vni(command, &client, &mut out).await,
         Command::Fdb(command) => fdb(command, &client, &mut out).await,
+        Command::Networks => out.answer(&client.list_networks().await?, tables::networks),
+        Command::Attachments(args) => attachments(args.command, &client, &mut out).await,
         Command::Stats(args) => match args.watch {
             Some(interval) if args.pmd => {
                 watch::pmds(&client, interval, args.count, &mut out).await
@@ -172,6 +174,27 @@ async fn fdb(command: FdbCommand, client: &Client, out: &mut Output<'_>) -> Resu
         FdbCommand::Del { vni, mac } => {
             client.delete_fdb(vni, mac).await?;
             out.done(format!("Removed {mac} from VNI {vni}"))
+        }
+    }
+}
+
+async fn attachments(
+    command: Option<AttachmentsCommand>,
+    client: &Client,
+    out: &mut Output<'_>,
+) -> Result<(), Failure> {
+    match command.unwrap_or(AttachmentsCommand::List { owner: None }) {
+        AttachmentsCommand::List { owner } => {
+            let list = client.list_attachments(owner.as_deref()).await?;
+            out.answer(&list, tables::attachments)
+        }
+        AttachmentsCommand::Show(name) => {
+            let attachment = client.get_attachment(&name.owner, &name.interface).await?;
+            out.answer(&attachment, tables::attachment)
+        }
+        AttachmentsCommand::Rm(name) => {
+            client.detach(&name.owner, &name.interface).await?;
+            out.done(format!("{} of {} is not attached", name.interface, name.owner))
         }
     }
 }

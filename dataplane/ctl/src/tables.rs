@@ -2,7 +2,8 @@
 
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use slipway_api::{
-    Decision, ExplainReply, FdbList, Health, PmdList, Port, PortList, PortStats, Stats, VniList,
+    Attachment, AttachmentList, Decision, ExplainReply, FdbList, Health, NetworkList, PmdList,
+    Port, PortList, PortStats, Stats, VniList,
 };
 
 /// A table whose columns marked `>` are aligned to the right; empty ones say so in words.
@@ -134,6 +135,79 @@ pub fn fdb(list: &FdbList) -> String {
         text.push_str(&format!("({shown} of {}; see --limit)\n", list.matching));
     }
     text
+}
+
+pub fn networks(list: &NetworkList) -> String {
+    let rows = list.networks.iter().map(|network| {
+        vec![
+            network.name.clone(),
+            network.vni.to_string(),
+            joined(&network.ranges),
+            joined(&network.gateways),
+            yes_no(network.host_gateway).to_owned(),
+            network.mtu.to_string(),
+            network.used.to_string(),
+            network.capacity.saturating_sub(network.used).to_string(),
+        ]
+    });
+    let heads = ["NETWORK", ">VNI", "RANGES", "GATEWAYS", "HOST", ">MTU", ">USED", ">FREE"];
+    table(&heads, rows, "There are no networks.")
+}
+
+pub fn attachments(list: &AttachmentList) -> String {
+    let rows = list.attachments.iter().map(|attachment| {
+        vec![
+            attachment.owner.clone(),
+            attachment.interface.clone(),
+            attachment.network.clone(),
+            joined(&attachment.addresses),
+            attachment.mac.to_string(),
+            attachment.link.to_string(),
+            pod(attachment),
+        ]
+    });
+    let heads = ["OWNER", "INTERFACE", "NETWORK", "ADDRESSES", "MAC", "LINK", "POD"];
+    table(&heads, rows, "Nothing is attached.")
+}
+
+/// NAMESPACE/NAME, as Kubernetes told the CNI plugin.
+fn pod(attachment: &Attachment) -> String {
+    let label = |key: &str| attachment.labels.get(&format!("io.kubernetes.pod.{key}"));
+    match (label("namespace"), label("name")) {
+        (Some(namespace), Some(name)) => format!("{namespace}/{name}"),
+        (None, name) => or_dash(name),
+        (Some(_), None) => "-".to_owned(),
+    }
+}
+
+pub fn attachment(attachment: &Attachment) -> String {
+    let Attachment { dns, .. } = attachment;
+    let route = |route: &slipway_api::AttachmentRoute| match route.gateway {
+        Some(gateway) => format!("{} via {gateway}", route.destination),
+        None => route.destination.to_string(),
+    };
+    let facts = [
+        ("Attachment", format!("{} of {}", attachment.interface, attachment.owner)),
+        ("Pod", pod(attachment)),
+        ("Network", format!("{} (VNI {})", attachment.network, attachment.vni)),
+        ("Addresses", joined(&attachment.addresses)),
+        ("MAC", attachment.mac.to_string()),
+        ("MTU", attachment.mtu.to_string()),
+        ("Routes", joined(&attachment.routes.iter().map(route).collect::<Vec<_>>())),
+        ("Nameservers", joined(&dns.nameservers)),
+        ("Search", joined(&dns.search)),
+        ("Port", attachment.port.clone()),
+        ("Socket", format!("{} ({})", attachment.socket.display(), attachment.mode)),
+        ("Queue pairs", attachment.queue_pairs.to_string()),
+        ("Link", attachment.link.to_string()),
+    ];
+    let labels = attachment.labels.iter().map(|(key, value)| ("Label", format!("{key}={value}")));
+    facts.into_iter().chain(labels).map(|(key, value)| format!("{key:<12} {value}\n")).collect()
+}
+
+fn joined<T: ToString>(items: &[T]) -> String {
+    let items: Vec<_> = items.iter().map(ToString::to_string).collect();
+    if items.is_empty() { "-".to_owned() } else { items.join(", ") }
 }
 
 pub fn stats(stats: &Stats) -> String {

@@ -10,7 +10,7 @@ use dataplane::control::{
     Control, fake::FakeSwitch, peer::PeerPolicy, server::ApiServer, socket::ApiSocket,
 };
 use serde_json::{Value, json};
-use slipway_api::{Mac, PortDefaults};
+use slipway_api::{AttachmentSpec, Mac, PortDefaults};
 
 /// A served fake switch; all of it ends with the value.
 struct Rig {
@@ -161,6 +161,61 @@ const FDB_LIST: &str = "\
 VNI  MAC                PORT  KIND     AGE
   0  52:54:00:00:00:01  vm1   learned  3 s
   0  52:54:00:00:00:09  vm1   static     -
+";
+
+#[test]
+fn attachments_are_listed_shown_and_removed() {
+    let rig = Rig::start();
+    assert_eq!(rig.text("attachments"), "Nothing is attached.\n");
+    let spec = AttachmentSpec {
+        labels: [("namespace", "shop"), ("name", "web")]
+            .map(|(key, value)| (format!("io.kubernetes.pod.{key}"), value.to_owned()))
+            .into(),
+        ..AttachmentSpec::default()
+    };
+    let (made, _) = rig.switch.attach("sandbox", "eth0", &spec).expect("attaches");
+    rig.switch.attach("other", "net1", &AttachmentSpec::default()).expect("attaches");
+    rig.switch.connect(&made.port);
+    assert_eq!(rig.text("networks"), NETWORK_LIST);
+    assert_eq!(rig.text("attachments"), ATTACHMENT_LIST);
+    assert_eq!(rig.text("attachments list --owner other").lines().count(), 2);
+    assert_eq!(rig.text("attachments show sandbox"), ATTACHMENT_SHOW);
+    assert_eq!(rig.json("--json attachments show other net1")["mac"], "0a:58:0a:58:00:03");
+    assert_eq!(rig.json("--json networks")["networks"][0]["used"], 2);
+    let (code, told) = rig.failure(&format!("port del {}", made.port));
+    assert!(code == 1 && told.contains("eth0 of sandbox"), "{told}");
+    assert_eq!(rig.text("attachments rm sandbox"), "eth0 of sandbox is not attached\n");
+    assert_eq!(rig.text("attachments rm sandbox"), "eth0 of sandbox is not attached\n");
+    assert_eq!(rig.failure("attachments show sandbox").0, 4);
+}
+
+const NETWORK_LIST: &str = "\
+NETWORK  VNI  RANGES        GATEWAYS   HOST   MTU  USED   FREE
+default    0  10.88.0.0/16  10.88.0.1  yes   1500     2  65531
+";
+
+const ATTACHMENT_LIST: &str = "\
+OWNER    INTERFACE  NETWORK  ADDRESSES     MAC                LINK     POD
+sandbox  eth0       default  10.88.0.2/16  0a:58:0a:58:00:02  up       shop/web
+other    net1       default  10.88.0.3/16  0a:58:0a:58:00:03  waiting  -
+";
+
+const ATTACHMENT_SHOW: &str = "\
+Attachment   eth0 of sandbox
+Pod          shop/web
+Network      default (VNI 0)
+Addresses    10.88.0.2/16
+MAC          0a:58:0a:58:00:02
+MTU          1500
+Routes       0.0.0.0/0 via 10.88.0.1
+Nameservers  -
+Search       -
+Port         sandbox-04e83ac458110400
+Socket       /run/slipway/vm/sandbox-04e83ac458110400.sock (connect)
+Queue pairs  1
+Link         up
+Label        io.kubernetes.pod.name=web
+Label        io.kubernetes.pod.namespace=shop
 ";
 
 #[test]

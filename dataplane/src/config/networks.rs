@@ -528,8 +528,8 @@ mod tests {
     #[test]
     fn unknown_keys_are_refused_with_their_line_and_the_nearest_known_one() {
         assert_eq!(
-            refusal(&format!("{GOOD}mut = 1500")),
-            "x.toml:3: there is no key `networks.mut`; did you mean `mtu`?"
+            refusal(&format!("{GOOD}exlude = []")),
+            "x.toml:3: there is no key `networks.exlude`; did you mean `exclude`?"
         );
         let told = refusal(&format!("{GOOD}dns = {{ servers = [] }}"));
         assert!(told.starts_with("x.toml:3: ") && told.contains("nameservers"), "{told}");

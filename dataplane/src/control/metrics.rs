@@ -4,7 +4,7 @@
 //! what the API server itself does (requests, refused peers) is counted here.
 //!
 //! # Bounds
-//! Labels are port names, drop reasons and small numbers, all bounded by the configuration; no label
+//! Labels are names of ports and networks, drop reasons and small numbers, all bounded by the configuration; no label
 //! comes from a guest.
 
 use std::{
@@ -22,7 +22,7 @@ use prometheus_client::{
     metrics::MetricType,
     registry::Registry,
 };
-use slipway_api::{HealthStatus, LinkState, PmdList, PortStats, Version, Vni};
+use slipway_api::{HealthStatus, LinkState, Network, PmdList, PortStats, Version, Vni};
 
 use super::Control;
 
@@ -74,6 +74,7 @@ struct Snapshot {
     ports: Vec<PortStats>,
     links: Vec<(String, LinkState)>,
     vnis: Vec<Vni>,
+    networks: Vec<Network>,
     pmds: PmdList,
     is_healthy: bool,
     uptime_s: u64,
@@ -90,6 +91,7 @@ impl Snapshot {
             ports: control.stats().ports,
             links: ports.into_iter().map(|port| (port.spec.name, port.link)).collect(),
             vnis: control.list_vnis().vnis,
+            networks: control.list_networks().networks,
             pmds: control.pmds(),
             is_healthy: health.status == HealthStatus::Ok,
             uptime_s: health.uptime_s,
@@ -194,7 +196,14 @@ impl Snapshot {
             .vnis
             .iter()
             .map(|vni| (vec![("vni", vni.vni.to_string())], u64::from(vni.fdb_entries)));
-        writer.gauges("fdb_entries", "Forwarding entries of a segment", entries)
+        writer.gauges("fdb_entries", "Forwarding entries of a segment", entries)?;
+        let addresses = self.networks.iter().flat_map(|network| {
+            let Network { name, used, capacity, .. } = network;
+            [("used", *used), ("free", capacity.saturating_sub(*used))]
+                .map(|(state, n)| (vec![("network", name.clone()), ("state", state.into())], n))
+        });
+        let help = "Addresses of a network, of its range with the fewest free";
+        writer.gauges("network_addresses", help, addresses)
     }
 
     fn pmds(&self, writer: &mut Writer<'_>) -> fmt::Result {

@@ -16,8 +16,12 @@ use crate::workspace;
 /// What the agent runs on. With an explicit target its flags do not reach build scripts and its
 /// artefacts lie apart from those of the host.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
-/// The drivers of the guest's devices. What they need comes with them.
+/// The drivers of every guest's devices, loaded at boot. What they need comes with them.
 const DRIVERS: [&str; 4] = ["virtio_pci", "virtio_mmio", "virtio_console", "virtio_net"];
+/// What only some guests need, loaded when the agent is asked for it: under emulation each module
+/// costs boot time.
+const LAZY: [&str; 6] =
+    ["ext4", "overlay", "virtio_blk", "virtio_rng", "virtiofs", "vmw_vsock_virtio_transport"];
 
 /// The image's parts.
 pub struct Image {
@@ -69,7 +73,7 @@ pub fn make(package: &Package, agent: Vec<u8>, scratch: &Path) -> Result<Image> 
     let mut slim = BTreeMap::new();
     let mut needs = BTreeMap::new();
     // Reading all of the kernel's modules would be slow; those needed are found step by step.
-    let mut wanted: Vec<String> = DRIVERS.map(str::to_owned).to_vec();
+    let mut wanted: Vec<String> = DRIVERS.iter().chain(&LAZY).map(ToString::to_string).collect();
     while let Some(name) = wanted.pop() {
         let Some(path) = files.get(&name).filter(|_| !needs.contains_key(&name)) else { continue };
         let read = || -> Result<_> {
@@ -83,7 +87,11 @@ pub fn make(package: &Package, agent: Vec<u8>, scratch: &Path) -> Result<Image> 
         slim.insert(name, file);
     }
     let modules = module::load_order(&DRIVERS, &needs)?;
-    let initrd = initrd(agent, &modules, &mut slim);
+    let mut lazy = BTreeMap::new();
+    for name in LAZY {
+        lazy.insert(name, module::load_order(&[name], &needs)?);
+    }
+    let initrd = initrd(agent, &modules, &lazy, slim);
     Ok(Image { vmlinux, initrd, release, modules })
 }
 
@@ -123,17 +131,34 @@ fn module_files(folder: &Path) -> Result<BTreeMap<String, PathBuf>> {
     Ok(files)
 }
 
-/// The archive the agent finds as its root: itself, mount points, and the modules, numbered in
-/// the order of loading.
-fn initrd(agent: Vec<u8>, order: &[String], slim: &mut BTreeMap<String, Vec<u8>>) -> Vec<u8> {
+/// The archive the agent finds as its root: itself, mount points, and the modules, those of every
+/// guest numbered in the order of loading, the others each with a list of what to load.
+fn initrd(
+    agent: Vec<u8>,
+    order: &[String],
+    lazy: &BTreeMap<&str, Vec<String>>,
+    mut slim: BTreeMap<String, Vec<u8>>,
+) -> Vec<u8> {
     let mut archive = Archive::default();
-    for folder in ["dev", "modules", "proc", "sys"] {
+    for folder in ["dev", "modules", "modules/lazy", "proc", "sys"] {
         archive.directory(folder);
     }
     archive.file("init", 0o755, agent);
     for (number, name) in order.iter().enumerate() {
         let file = slim.remove(name).unwrap_or_default();
         archive.file(&format!("modules/{number:02}-{name}.ko"), 0o644, file);
+    }
+    for (driver, needed) in lazy {
+        // Without those that every guest has loaded.
+        let needed = needed.iter().filter(|name| !order.contains(name));
+        let list = needed.clone().map(|name| format!("{name}.ko\n")).collect::<String>();
+        archive.file(&format!("modules/lazy/{driver}.list"), 0o644, list.into_bytes());
+        for name in needed {
+            // Another driver's list may have brought it.
+            if let Some(file) = slim.remove(name) {
+                archive.file(&format!("modules/lazy/{name}.ko"), 0o644, file);
+            }
+        }
     }
     archive.to_bytes()
 }
@@ -145,15 +170,27 @@ mod tests {
     #[test]
     fn modules_are_numbered_in_the_order_of_loading() {
         let order = ["virtio_ring".to_owned(), "virtio".to_owned()];
-        let mut slim = BTreeMap::from([
+        let slim = BTreeMap::from([
             ("virtio".to_owned(), b"second".to_vec()),
             ("virtio_ring".to_owned(), b"first".to_vec()),
         ]);
-        let archive = initrd(b"agent".to_vec(), &order, &mut slim);
+        let archive = initrd(b"agent".to_vec(), &order, &BTreeMap::new(), slim);
         let text = String::from_utf8(archive).unwrap();
         assert!(text.contains("modules/00-virtio_ring.ko\0first"), "{text}");
         assert!(text.contains("modules/01-virtio.ko\0\0second"), "{text}");
         assert!(text.contains("init\0\0agent"), "{text}");
+    }
+
+    #[test]
+    fn a_lazy_driver_lists_what_to_load_before_it_but_for_what_is_loaded_at_boot() {
+        let names = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let slim = names(&["virtio", "fuse", "virtiofs"]).into_iter().map(|name| (name, vec![]));
+        let lazy = BTreeMap::from([("virtiofs", names(&["virtio", "fuse", "virtiofs"]))]);
+        let archive = initrd(Vec::new(), &names(&["virtio"]), &lazy, slim.collect());
+        let text = String::from_utf8(archive).unwrap();
+        assert!(text.contains("virtiofs.list\0fuse.ko\nvirtiofs.ko\n"), "{text}");
+        assert!(text.contains("modules/lazy/fuse.ko\0"), "{text}");
+        assert!(!text.contains("modules/lazy/virtio.ko\0"), "{text}");
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -77,7 +78,7 @@ pub struct Settings {
 pub struct Containerd {
     settings: Settings,
     wrapper: Vec<String>,
-    child: Option<Child>,
+    child: Mutex<Option<Child>>,
     cri: Cri,
 }
 
@@ -89,7 +90,7 @@ impl Containerd {
     pub async fn start(host: &PrivateHost, settings: Settings) -> Result<Self> {
         settings.write()?;
         let cri = Cri::new(&settings.socket());
-        let mut containerd = Self { settings, wrapper: host.wrapper(), child: None, cri };
+        let containerd = Self { settings, wrapper: host.wrapper(), child: Mutex::new(None), cri };
         containerd.launch().await?;
         Ok(containerd)
     }
@@ -98,8 +99,8 @@ impl Containerd {
     ///
     /// # Errors
     /// See [`Containerd::start`]; it runs.
-    pub async fn launch(&mut self) -> Result<()> {
-        ensure!(self.child.is_none(), "containerd runs");
+    pub async fn launch(&self) -> Result<()> {
+        ensure!(self.child().is_none(), "containerd runs");
         let Settings { folder, programs, environment, .. } = &self.settings;
         let path = std::env::var("PATH").unwrap_or_default();
         let path: Vec<_> =
@@ -122,15 +123,23 @@ impl Containerd {
                 bail!("containerd was not ready within {LIMIT:?}:\n{}", child.stderr_tail())
             }
         }
-        self.child = Some(child);
-        Ok(())
+        *self.child() = Some(child);
+        // The CRI comes last: it looks at the pods that are there first.
+        let ready = async {
+            while self.cri.status().await.is_err() {
+                sleep(PAUSE).await;
+            }
+        };
+        timeout(LIMIT, ready).await.with_context(|| {
+            format!("containerd does not serve the CRI within {LIMIT:?}:\n{}", self.log_tail())
+        })
     }
 
     /// Ends it in order. Pods go on.
     ///
     /// # Errors
     /// It does not run, or did not end in time and was killed.
-    pub async fn stop(&mut self) -> Result<()> {
+    pub async fn stop(&self) -> Result<()> {
         self.end(Signal::SIGTERM).await
     }
 
@@ -138,12 +147,13 @@ impl Containerd {
     ///
     /// # Errors
     /// It does not run, or is stuck in the kernel.
-    pub async fn kill(&mut self) -> Result<()> {
+    pub async fn kill(&self) -> Result<()> {
         self.end(Signal::SIGKILL).await
     }
 
-    async fn end(&mut self, signal: Signal) -> Result<()> {
-        let child = self.child.take().context("containerd does not run")?;
+    async fn end(&self, signal: Signal) -> Result<()> {
+        let child = self.child().take();
+        let child = child.context("containerd does not run")?;
         // Our child is nsenter, which ends after containerd and passes no signals on.
         let pid = Pid::from_raw(only_child(child.pid())?.cast_signed());
         kill(pid, signal).context("Failed to signal containerd")?;
@@ -151,6 +161,11 @@ impl Containerd {
             Ok(_) => Ok(()),
             Err(_) => bail!("containerd did not end within {LIMIT:?}:\n{}", child.stderr_tail()),
         }
+    }
+
+    /// No code panics while it holds the lock.
+    fn child(&self) -> MutexGuard<'_, Option<Child>> {
+        self.child.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Its CRI. Stays good when it is restarted.
@@ -189,7 +204,7 @@ impl Containerd {
 
     /// The last lines of its log, which is its shims', too.
     pub fn log_tail(&self) -> String {
-        self.child.as_ref().map(|child| child.stderr().tail(60)).unwrap_or_default()
+        self.child().as_ref().map(|child| child.stderr().tail(60)).unwrap_or_default()
     }
 }
 

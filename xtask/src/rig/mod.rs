@@ -35,7 +35,8 @@ pub use containerd::{Containerd, Handler, Settings, Snapshotter};
 pub use guest::{Guest, GuestPlan, Image, VNI};
 pub use leftovers::{Leftovers, NetworkSnapshot};
 pub use node::{
-    Container, ContainerSpec, Executed, LogLine, Network, Node, Pod, RUNC, Runtime, write_volume,
+    Container, ContainerSpec, Executed, LogLine, Network, Node, Pod, RUNC, Runtime, namespaces,
+    write_volume,
 };
 pub use private_host::PrivateHost;
 pub use remains::{Cgroups, Remains};

@@ -16,7 +16,6 @@ use std::fs;
 use std::io;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
-use std::process::Output;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -24,14 +23,16 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::json;
 use tempfile::TempDir;
 use tokio::process::Command;
-use tokio::task;
+use tokio::task::{self, JoinSet};
 use tokio::time::{sleep, timeout};
 
 use super::containerd::{Containerd, Handler, Settings, Snapshotter};
 use super::cri::Cri;
 use super::cri::messages::{
     ContainerConfig, ContainerMetadata, ContainerState, DnsConfig, ImageSpec, KeyValue,
-    LinuxPodSandboxConfig, Mount, PodSandboxConfig, PodSandboxMetadata,
+    LinuxContainerConfig, LinuxContainerResources, LinuxContainerSecurityContext,
+    LinuxPodSandboxConfig, LinuxSandboxSecurityContext, Mount, NamespaceMode, NamespaceOption,
+    PodSandboxConfig, PodSandboxMetadata,
 };
 use super::private_host::PrivateHost;
 use super::remains::{Cgroups, Remains};
@@ -117,6 +118,7 @@ pub struct Node {
     host: PrivateHost,
     cgroups: Cgroups,
     folder: TempDir,
+    image: oci_image::Files,
 }
 
 impl Node {
@@ -146,8 +148,9 @@ impl Node {
             environment: Vec::new(),
         };
         let containerd = Containerd::start(&host, settings).await?;
-        containerd.import(&host, &image).await?;
-        Ok(Self { runtime, pods_made: AtomicU32::new(0), containerd, host, cgroups, folder })
+        containerd.import(&host, &image.archive).await?;
+        let pods_made = AtomicU32::new(0);
+        Ok(Self { runtime, pods_made, containerd, host, cgroups, folder, image })
     }
 
     /// Who runs the pods.
@@ -161,8 +164,8 @@ impl Node {
     }
 
     /// containerd, to be ended and started again.
-    pub fn containerd_mut(&mut self) -> &mut Containerd {
-        &mut self.containerd
+    pub fn containerd(&self) -> &Containerd {
+        &self.containerd
     }
 
     /// The last lines of containerd's log.
@@ -193,13 +196,10 @@ impl Node {
         command
     }
 
-    /// Runs a shell's `script` on the host and returns how it ended.
-    ///
-    /// # Errors
-    /// There is no shell, or it does not come to its end.
-    pub async fn host_shell(&self, script: &str) -> Result<Output> {
-        let output = self.host.command("sh").args(["-c", script]).output();
-        Ok(timeout(LIMIT, output).await.with_context(|| format!("{script}: no end"))??)
+    /// busybox on the host, with the applet and its arguments to follow: it pings, serves and fetches
+    /// there as in the pods.
+    pub fn host_busybox(&self) -> Command {
+        self.host.command(&self.image.busybox)
     }
 
     /// What to ask for a pod of that name.
@@ -222,7 +222,12 @@ impl Node {
             hostname: name.to_owned(),
             log_directory: self.folder().join("logs").join(name).display().to_string(),
             dns_config: Some(dns),
-            linux: Some(LinuxPodSandboxConfig { cgroup_parent: self.cgroups.path("") }),
+            linux: Some(LinuxPodSandboxConfig {
+                cgroup_parent: self.cgroups.path(""),
+                security_context: Some(LinuxSandboxSecurityContext {
+                    namespace_options: namespaces(NamespaceMode::Container),
+                }),
+            }),
             ..PodSandboxConfig::default()
         }
     }
@@ -242,10 +247,36 @@ impl Node {
     pub async fn pod_with(&self, config: PodSandboxConfig) -> Result<Pod<'_>> {
         fs::create_dir_all(&config.log_directory).context("Failed to make the logs' folder")?;
         let id = self.cri().run_pod(config.clone(), self.runtime.handler).await?;
-        let network =
-            self.cri().pod_status(&id).await?.network.context("The pod has no network")?;
-        let address =
-            network.ip.parse().with_context(|| format!("'{}' is no address", network.ip))?;
+        self.started(id, config).await
+    }
+
+    /// Starts `count` pods at once.
+    ///
+    /// # Errors
+    /// As containerd says of the first that fails.
+    pub async fn pods(&self, count: usize) -> Result<Vec<Pod<'_>>> {
+        let mut starting = JoinSet::new();
+        for number in 0..count {
+            let config = self.pod_config(&format!("pod{number}"));
+            fs::create_dir_all(&config.log_directory)?;
+            let (cri, handler) = (self.cri().clone(), self.runtime.handler);
+            starting.spawn(async move {
+                let id = cri.run_pod(config.clone(), handler).await?;
+                anyhow::Ok((id, config))
+            });
+        }
+        let mut pods = Vec::new();
+        while let Some(started) = starting.join_next().await {
+            let (id, config) = started.context("A start panicked")??;
+            pods.push(self.started(id, config).await?);
+        }
+        Ok(pods)
+    }
+
+    async fn started(&self, id: String, config: PodSandboxConfig) -> Result<Pod<'_>> {
+        let network = self.cri().pod_status(&id).await?.network;
+        let ip = network.context("The pod has no network")?.ip;
+        let address = ip.parse().with_context(|| format!("'{ip}' is no address"))?;
         Ok(Pod { node: self, id, address, config })
     }
 
@@ -253,7 +284,7 @@ impl Node {
     ///
     /// # Errors
     /// Something cannot be removed, or something is left: each by its name.
-    pub async fn end(mut self) -> Result<()> {
+    pub async fn end(self) -> Result<()> {
         for pod in self.cri().pods().await? {
             self.cri().stop_pod(&pod.id).await?;
             self.cri().remove_pod(&pod.id).await?;
@@ -330,7 +361,14 @@ pub struct ContainerSpec(pub ContainerConfig);
 impl ContainerSpec {
     /// Runs `command` of the image of all pods; it logs to `<name>.log`.
     pub fn new(name: &str, command: &[&str]) -> Self {
+        let linux = LinuxContainerConfig {
+            security_context: Some(LinuxContainerSecurityContext {
+                namespace_options: namespaces(NamespaceMode::Container),
+            }),
+            ..LinuxContainerConfig::default()
+        };
         Self(ContainerConfig {
+            linux: Some(linux),
             metadata: Some(ContainerMetadata { name: name.to_owned(), attempt: 0 }),
             image: Some(ImageSpec { image: oci_image::NAME.to_owned() }),
             command: command.iter().map(|&word| word.to_owned()).collect(),
@@ -342,6 +380,21 @@ impl ContainerSpec {
     /// Runs the shell `script`.
     pub fn shell(name: &str, script: &str) -> Self {
         Self::new(name, &["sh", "-c", script])
+    }
+
+    /// Sets what it may consume.
+    #[must_use]
+    pub fn limits(mut self, resources: LinuxContainerResources) -> Self {
+        self.0.linux.get_or_insert_default().resources = Some(resources);
+        self
+    }
+
+    /// Makes it see the processes of its pod. The pod must be asked for the same.
+    #[must_use]
+    pub fn sharing_processes(mut self) -> Self {
+        let context = self.0.linux.get_or_insert_default().security_context.get_or_insert_default();
+        context.namespace_options = namespaces(NamespaceMode::Pod);
+        self
     }
 
     /// Sets an environment variable.
@@ -432,7 +485,9 @@ impl Container<'_> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             other => other.with_context(|| format!("Failed to read {}", self.log.display()))?,
         };
-        text.lines().map(LogLine::parse).collect()
+        // The last line may be in the making.
+        let (whole, _) = text.rsplit_once('\n').unwrap_or_default();
+        whole.lines().map(LogLine::parse).collect()
     }
 
     /// Returns once it has printed a line with `text`.
@@ -448,7 +503,11 @@ impl Container<'_> {
         };
         match timeout(LIMIT, printed).await {
             Ok(outcome) => outcome,
-            Err(_) => bail!("'{text}' was not printed within {LIMIT:?}: {:?}", self.log()?),
+            Err(_) => {
+                let log = self.log()?;
+                let last = &log[log.len().saturating_sub(5)..];
+                bail!("'{text}' was not printed within {LIMIT:?}; the last lines are {last:?}")
+            }
         }
     }
 
@@ -467,6 +526,12 @@ impl Container<'_> {
     pub async fn remove(self) -> Result<()> {
         self.node.cri().remove_container(&self.id).await
     }
+}
+
+/// What a kubelet asks for: network and shared memory are the pod's, `processes` are as said.
+pub fn namespaces(processes: NamespaceMode) -> Option<NamespaceOption> {
+    let shared = NamespaceMode::Pod.into();
+    Some(NamespaceOption { network: shared, pid: processes.into(), ipc: shared })
 }
 
 /// How a command in a container ended.

@@ -8,6 +8,7 @@
 //! The package is unpacked, not installed: it would displace the busybox of an initramfs.
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
@@ -29,12 +30,21 @@ const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 
-/// The image's archive, made if need be. Blocks meanwhile.
+/// What there is of the image on this machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Files {
+    /// What `ctr images import` takes.
+    pub archive: PathBuf,
+    /// The program that is in it, to be run outside.
+    pub busybox: PathBuf,
+}
+
+/// The image, made if need be. Blocks meanwhile.
 ///
 /// # Errors
 /// The package cannot be had or is not what it was.
-pub fn ensure() -> Result<PathBuf> {
-    static MADE: Mutex<Option<PathBuf>> = Mutex::new(None);
+pub fn ensure() -> Result<Files> {
+    static MADE: Mutex<Option<Files>> = Mutex::new(None);
     // One that panicked left no path.
     let mut made = MADE.lock().unwrap_or_else(PoisonError::into_inner);
     if made.is_none() {
@@ -43,7 +53,7 @@ pub fn ensure() -> Result<PathBuf> {
     made.clone().context("There is no image")
 }
 
-fn make(folder: &Path) -> Result<PathBuf> {
+fn make(folder: &Path) -> Result<Files> {
     let package = deb::fetch(&folder.join("cache"), PACKAGE)?;
     let unpacked = tempfile::tempdir_in(folder).context("Failed to make a folder to unpack to")?;
     deb::unpack(&package, unpacked.path())?;
@@ -54,12 +64,21 @@ fn make(folder: &Path) -> Result<PathBuf> {
     let busybox =
         fs::read(&program).with_context(|| format!("Failed to read {}", program.display()))?;
     let image = image(layer(&busybox, applets.lines()));
-    let path = folder.join("image.tar");
-    // Replaced as a whole: others may be reading it.
-    let fresh = tempfile::NamedTempFile::new_in(folder).context("Failed to make a file")?;
-    fs::write(fresh.path(), image)?;
-    fresh.persist(&path).with_context(|| format!("Failed to write {}", path.display()))?;
-    Ok(path)
+    let files = Files { archive: folder.join("image.tar"), busybox: folder.join("busybox") };
+    store(&files.archive, &image, 0o644)?;
+    store(&files.busybox, &busybox, 0o755)?;
+    Ok(files)
+}
+
+/// Replaces the file as a whole: others may be using it.
+fn store(path: &Path, bytes: &[u8], permissions: u32) -> Result<()> {
+    let failed = || format!("Failed to write {}", path.display());
+    let folder = path.parent().with_context(failed)?;
+    let mut builder = tempfile::Builder::new();
+    let fresh = builder.permissions(fs::Permissions::from_mode(permissions)).tempfile_in(folder);
+    let fresh = fresh.with_context(failed)?.into_temp_path();
+    fs::write(&fresh, bytes).with_context(failed)?;
+    fresh.persist(path).with_context(failed)
 }
 
 fn layer<'a>(busybox: &[u8], applets: impl Iterator<Item = &'a str>) -> Vec<u8> {

@@ -1,8 +1,8 @@
 //! The client and the server understand each other, in every call.
 
 use slipway_api::{
-    Created, Decision, ErrorCode, ExplainRequest, FdbFilter, FdbKind, HealthStatus, LinkState, Mac,
-    PortSpec, StaticEntry, UnknownUnicast, VniSpec,
+    AttachmentSpec, Created, Decision, ErrorCode, ExplainRequest, FdbFilter, FdbKind, HealthStatus,
+    LinkState, Mac, PortSpec, StaticEntry, UnknownUnicast, VniSpec,
     client::{Client, ClientError},
 };
 
@@ -79,6 +79,31 @@ async fn forwarding_entries_are_added_filtered_and_removed() {
     assert_eq!(client.list_fdb(&FdbFilter::default()).await.expect("lists").matching, 2);
     client.delete_fdb(0, MAC_A).await.expect("removes");
     assert_eq!(code_of(client.delete_fdb(0, MAC_A).await), Some(ErrorCode::NotFound));
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn an_interface_is_attached_found_listed_and_detached() {
+    let rig = Rig::start();
+    let client = Client::new(&rig.socket);
+    let spec = AttachmentSpec::default();
+    let (made, created) = client.attach("b", "eth0", &spec).await.expect("attaches");
+    assert_eq!((created, made.addresses[0].to_string()), (Created::New, "10.88.0.2/16".to_owned()));
+    let again = client.attach("b", "eth0", &spec).await.expect("finds");
+    assert_eq!(again, (made.clone(), Created::Existing));
+    let odd = client.attach("a", "odd name", &spec).await;
+    assert_eq!(code_of(odd), Some(ErrorCode::InvalidValue));
+    let (second, _) = client.attach("a", "e%?#[]", &spec).await.expect("attaches");
+    assert_eq!(second.interface, "e%?#[]");
+    assert_eq!(client.get_attachment("b", "eth0").await.expect("shows"), made);
+    let all = client.list_attachments(None).await.expect("lists").attachments;
+    assert_eq!(all, [made.clone(), second.clone()], "in the order of creation");
+    let of_a = client.list_attachments(Some("a")).await.expect("lists").attachments;
+    assert_eq!(of_a, [second]);
+    assert_eq!(client.list_networks().await.expect("lists").networks[0].used, 2);
+    client.detach("b", "eth0").await.expect("detaches");
+    client.detach("b", "eth0").await.expect("is detached");
+    assert_eq!(code_of(client.get_attachment("b", "eth0").await), Some(ErrorCode::NotFound));
+    assert_eq!(client.list_networks().await.expect("lists").networks[0].used, 1);
 }
 
 #[tokio::test(flavor = "current_thread")]

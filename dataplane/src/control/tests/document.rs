@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use axum::routing::MethodFilter;
 use serde_json::{Value, json};
-use slipway_api::{ErrorCode, Mac, PortSpec, VniSpec};
+use slipway_api::{AttachmentSpec, ErrorCode, Mac, PortSpec, VniSpec};
 
 use super::{Answer, Rig, schema::faults};
 use crate::control::{openapi, routes};
@@ -150,6 +150,30 @@ fn every_operation_answers_as_documented_with_every_documented_status() {
     walk.ask("DELETE", entry, None, 404);
     walk.ask("DELETE", "/v1/fdb/7/02:00:00:00:00:01", None, 409);
 
+    let wanted = AttachmentSpec {
+        network: Some("default".into()),
+        addresses: vec!["10.88.0.7".parse().expect("an address")],
+        mac: Some(Mac([2, 0, 0, 0, 0, 7])),
+        mtu: Some(1400),
+        queue_pairs: Some(2),
+        labels: [("pod".to_owned(), "web".to_owned())].into(),
+    };
+    let wanted = serde_json::to_value(wanted).expect("serialises");
+    let attachment = "/v1/attachments/sandbox/eth0";
+    walk.ask("PUT", attachment, Some(&wanted), 201);
+    walk.ask("PUT", attachment, Some(&wanted), 200);
+    walk.ask("PUT", attachment, Some(&json!({"mtu": 1300})), 409);
+    walk.ask("PUT", attachment, Some(&json!({"network": "none"})), 422);
+    walk.ask("GET", attachment, None, 200);
+    walk.ask("GET", "/v1/attachments/none/eth0", None, 404);
+    walk.ask("GET", "/v1/attachments?owner=sandbox", None, 200);
+    walk.ask("GET", "/v1/attachments", None, 200);
+    walk.ask("GET", "/v1/networks", None, 200);
+    let port = rig.ask("GET", attachment, None).json()["port"].as_str().expect("named").to_owned();
+    walk.ask("DELETE", &format!("/v1/ports/{port}"), None, 409);
+    walk.ask("DELETE", attachment, None, 204);
+    walk.ask("DELETE", attachment, None, 204);
+
     let to_b = json!({"port": "a", "src": "02:00:00:00:00:01", "dst": "02:00:00:00:00:09",
         "src_ip": "10.0.0.1", "dst_ip": "10.0.0.2", "ip_protocol": 6, "dst_port": 80});
     walk.ask("POST", "/v1/explain", Some(&to_b), 200);
@@ -172,6 +196,7 @@ fn every_operation_answers_as_documented_with_every_documented_status() {
         walk.ask("PUT", &format!("/v1/ports/more{index}"), Some(&json!({})), 201);
     }
     walk.ask("PUT", "/v1/ports/toomany", Some(&json!({})), 507);
+    walk.ask("PUT", attachment, Some(&json!({})), 507);
 
     let documented =
         operations(&walk.document).into_iter().flat_map(|(method, path, operation)| {
@@ -207,21 +232,31 @@ fn every_body_refuses_fields_that_its_schema_does_not_name() {
         let reference = schema["$ref"].as_str().expect("a named schema");
         let schema = document.pointer(&reference[1..]).expect("leads somewhere");
         assert_eq!(schema["additionalProperties"], json!(false), "{reference}");
-        let path =
-            path.replace("{name}", "a").replace("{vni}", "7").replace("{mac}", "02:00:00:00:00:01");
+        let parts = [
+            ("{name}", "a"),
+            ("{vni}", "7"),
+            ("{mac}", "02:00:00:00:00:01"),
+            ("{owner}", "a"),
+            ("{interface}", "eth0"),
+        ];
+        let path = parts.iter().fold(path, |path, (part, value)| path.replace(part, value));
         let error = rig.ask(&method, &path, Some(r#"{"no_such_field":1}"#)).refusal();
         assert_eq!(error.code, ErrorCode::UnknownField, "{method} {path}");
         assert_eq!(error.field.as_deref(), Some("no_such_field"), "{method} {path}");
         asked += 1;
     }
-    assert_eq!(asked, 4);
+    assert_eq!(asked, 5);
 }
 
 #[test]
 fn a_range_in_the_document_is_the_range_that_is_enforced() {
     let rig = Rig::start();
     let document = document();
-    let schemas = [("PortSpec", "/v1/ports/a"), ("VniSpec", "/v1/vnis/7")];
+    let schemas = [
+        ("PortSpec", "/v1/ports/a"),
+        ("VniSpec", "/v1/vnis/7"),
+        ("AttachmentSpec", "/v1/attachments/a/eth0"),
+    ];
     let mut held = 0;
     for (schema, path) in schemas {
         let fields = document["components"]["schemas"][schema]["properties"].clone();
@@ -236,5 +271,5 @@ fn a_range_in_the_document_is_the_range_that_is_enforced() {
             }
         }
     }
-    assert!(held >= 10, "only {held} limits were found");
+    assert!(held >= 13, "only {held} limits were found");
 }

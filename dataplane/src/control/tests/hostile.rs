@@ -105,6 +105,12 @@ fn paths_and_queries_that_make_no_sense_are_refused() {
         ("GET", "/v1/fdb?mac=x", None, "query"),
         ("GET", "/v1/fdb?limit=0", None, "limit"),
         ("GET", "/v1/fdb?vni=16777216", None, "vni"),
+        ("GET", "/v1/attachments?owner=a%2Fb", None, "owner"),
+        ("PUT", "/v1/attachments/a%2Fb/eth0", Some("{}"), "owner"),
+        ("PUT", "/v1/attachments/a/eth%2F0", Some("{}"), "interface"),
+        ("PUT", "/v1/attachments/%2E%2E/eth0", Some("{}"), "owner"),
+        ("PUT", "/v1/attachments/a/eth0", Some(r#"{"mac":"ff:ff:ff:ff:ff:ff"}"#), "mac"),
+        ("PUT", "/v1/attachments/a/eth0", Some(r#"{"labels":{"":"x"}}"#), "labels"),
     ];
     for (method, path, body, field) in cases {
         let error = rig.ask(method, path, body).refusal();
@@ -240,6 +246,7 @@ fn metrics_tell_what_the_switch_and_the_server_counted() {
     rig.ask("PUT", "/v1/ports/a", Some("{}"));
     rig.switch.connect("a");
     rig.ask("GET", "/nowhere", None);
+    rig.ask("PUT", "/v1/attachments/sandbox/eth0", Some("{}"));
     let text = rig.ask("GET", "/metrics", None).body;
     for line in [
         r#"slipway_vport_received_frames_total{vport="a"} 1000"#,
@@ -251,6 +258,9 @@ fn metrics_tell_what_the_switch_and_the_server_counted() {
         r#"slipway_api_requests_total{status="404"} 1"#,
         r#"slipway_api_peers_refused_total 0"#,
         r#"slipway_healthy 1"#,
+        r#"slipway_network_addresses{network="default",state="used"} 1"#,
+        r#"slipway_network_addresses{network="default",state="free"} 65532"#,
+        "# TYPE slipway_network_addresses gauge",
         "# TYPE slipway_vport_drops counter",
         "# EOF",
     ] {

@@ -56,8 +56,17 @@ messages! {
         #[prost(string, repeated, tag = "2")] searches: Vec<String>,
         #[prost(string, repeated, tag = "3")] options: Vec<String>,
     }
+    NamespaceOption {
+        #[prost(enumeration = "NamespaceMode", tag = "1")] network: i32,
+        #[prost(enumeration = "NamespaceMode", tag = "2")] pid: i32,
+        #[prost(enumeration = "NamespaceMode", tag = "3")] ipc: i32,
+    }
+    LinuxSandboxSecurityContext {
+        #[prost(message, optional, tag = "1")] namespace_options: Option<NamespaceOption>,
+    }
     LinuxPodSandboxConfig {
         #[prost(string, tag = "1")] cgroup_parent: String,
+        #[prost(message, optional, tag = "2")] security_context: Option<LinuxSandboxSecurityContext>,
     }
     PodSandboxConfig {
         #[prost(message, optional, tag = "1")] metadata: Option<PodSandboxMetadata>,
@@ -126,8 +135,12 @@ messages! {
         #[prost(int64, tag = "3")] cpu_shares: i64,
         #[prost(int64, tag = "4")] memory_limit_in_bytes: i64,
     }
+    LinuxContainerSecurityContext {
+        #[prost(message, optional, tag = "3")] namespace_options: Option<NamespaceOption>,
+    }
     LinuxContainerConfig {
         #[prost(message, optional, tag = "1")] resources: Option<LinuxContainerResources>,
+        #[prost(message, optional, tag = "2")] security_context: Option<LinuxContainerSecurityContext>,
     }
     ContainerConfig {
         #[prost(message, optional, tag = "1")] metadata: Option<ContainerMetadata>,
@@ -266,6 +279,15 @@ messages! {
     ImageStatusResponse {
         #[prost(message, optional, tag = "1")] image: Option<Image>,
     }
+}
+
+/// Whose a container's namespace is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, prost::Enumeration)]
+#[repr(i32)]
+pub enum NamespaceMode {
+    Pod = 0,
+    Container = 1,
+    Node = 2,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, prost::Enumeration)]

@@ -1,0 +1,33 @@
+//! The calls that have no safe wrapper.
+
+#![expect(unsafe_code, reason = "real-time signals, window sizes, polling of any descriptor")]
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
+
+use nix::errno::Errno;
+use nix::libc;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// Has the runtime poll a descriptor.
+pub fn poll(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` stays open, and the same file, until it is dropped, which is when the
+    // `AsyncFd` is that owns it.
+    Ok(unsafe { AsyncFd::register_with_interest(fd, interest) }?)
+}
+
+/// Sends the signal with this number, which may be a real-time signal; 0 only looks whether the
+/// process is there.
+pub fn kill(pid: i32, signal: i32) -> nix::Result<()> {
+    // SAFETY: takes two numbers and touches no memory.
+    Errno::result(unsafe { libc::kill(pid, signal) }).map(drop)
+}
+
+/// Sets the size of a terminal in characters.
+pub fn set_window_size(terminal: impl AsFd, rows: u16, columns: u16) -> nix::Result<()> {
+    let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    let fd = terminal.as_fd().as_raw_fd();
+    // SAFETY: the descriptor is borrowed for the call, and TIOCSWINSZ reads one `winsize`.
+    Errno::result(unsafe { libc::ioctl(fd, libc::TIOCSWINSZ, &raw const size) }).map(drop)
+}
