@@ -98,7 +98,7 @@ impl IfReq {
 const _: () = assert!(size_of::<IfReq>() == size_of::<libc::ifreq>());
 
 /// An ioctl whose argument is a `struct ifreq`.
-fn ioctl_ifreq(fd: impl AsFd, request: u64, ifreq: &mut IfReq) -> Result<(), Errno> {
+fn ioctl_ifreq(fd: impl AsFd, request: libc::c_ulong, ifreq: &mut IfReq) -> Result<(), Errno> {
     let fd = fd.as_fd().as_raw_fd();
     let at: *mut IfReq = ifreq;
     // SAFETY: the callers pass requests of netdevice(7) and TUNSETIFF, which read and write at most
@@ -134,15 +134,15 @@ impl Tap {
         let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_TUN_EXCL;
         let mut ifreq = IfReq::new(name, &(flags as u16).to_ne_bytes());
         let name = name.to_owned();
-        match ioctl_ifreq(&file, libc::TUNSETIFF as u64, &mut ifreq) {
+        match ioctl_ifreq(&file, libc::TUNSETIFF, &mut ifreq) {
             Ok(()) => {}
             Err(Errno::EBUSY) => return Err(InterfaceError::Exists { name }),
             Err(Errno::EPERM) => return Err(InterfaceError::Forbidden { name }),
             Err(errno) => return Err(failed(&name, "the kind", "tap", errno)),
         }
         let mut tap = Self { file, name, offloads: 0 };
-        tap.set_int(libc::TUNSETVNETHDRSZ as u64, "the virtio-net header length", VNET_HDR as i32)?;
-        tap.set_int(libc::TUNSETVNETLE as u64, "little-endian headers", 1)?;
+        tap.set_int(libc::TUNSETVNETHDRSZ, "the virtio-net header length", VNET_HDR as i32)?;
+        tap.set_int(libc::TUNSETVNETLE, "little-endian headers", 1)?;
         tap.offloads = match tap.set_offloads(OFFLOADS | USO) {
             Ok(()) => OFFLOADS | USO,
             Err(_before_6_2) => {
@@ -164,7 +164,12 @@ impl Tap {
         self.offloads & USO == USO
     }
 
-    fn set_int(&self, request: u64, what: &'static str, value: i32) -> Result<(), InterfaceError> {
+    fn set_int(
+        &self,
+        request: libc::c_ulong,
+        what: &'static str,
+        value: i32,
+    ) -> Result<(), InterfaceError> {
         let fd = self.file.as_raw_fd();
         // SAFETY: the callers pass tuntap requests that read one `int`.
         let result = unsafe { libc::ioctl(fd, request as libc::Ioctl, &raw const value) };
