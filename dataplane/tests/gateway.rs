@@ -17,6 +17,7 @@ use dataplane::control::switch::Switch;
 use dataplane::gateway::{Gateway, GatewaySpec};
 use dataplane::testing::frames::{FrameBuilder, Mac, payload_range};
 use dataplane::testing::{Guest, GuestConfig, features};
+use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use ipnet::IpNet;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
@@ -108,7 +109,7 @@ impl Pod {
     }
 }
 
-/// The reply to a datagram to [`ECHO_PORT`]; to nothing else.
+/// The reply to a datagram to [`ECHO_PORT`], whose checksum must be right; to nothing else.
 fn echo(frame: &[u8]) -> Option<Vec<u8>> {
     let (source, destination, l4): (IpAddr, IpAddr, usize) = match frame[12..14] {
         [8, 0] => {
@@ -125,6 +126,7 @@ fn echo(frame: &[u8]) -> Option<Vec<u8>> {
     if word(l4 + 2) != ECHO_PORT {
         return None;
     }
+    assert!(is_checksum_right(frame), "{frame:02x?}");
     let to: Mac = frame[6..12].try_into().unwrap();
     let from: Mac = frame[..6].try_into().unwrap();
     let reply = FrameBuilder::new(from, to);
@@ -135,6 +137,19 @@ fn echo(frame: &[u8]) -> Option<Vec<u8>> {
     };
     let payload = &frame[payload_range(frame)?];
     Some(reply.udp(ECHO_PORT, word(l4)).payload(payload).build())
+}
+
+/// Whether the checksum of a UDP datagram covers it.
+fn is_checksum_right(frame: &[u8]) -> bool {
+    let sliced = SlicedPacket::from_ethernet(frame).unwrap();
+    let Some(TransportSlice::Udp(udp)) = sliced.transport else { return false };
+    let (header, payload) = (udp.to_header(), udp.payload());
+    let right = match sliced.net {
+        Some(NetSlice::Ipv4(ip)) => header.calc_checksum_ipv4(&ip.header().to_header(), payload),
+        Some(NetSlice::Ipv6(ip)) => header.calc_checksum_ipv6(&ip.header().to_header(), payload),
+        _ => return false,
+    };
+    right.unwrap() == header.checksum
 }
 
 /// Sends a datagram from the host and awaits its echo.
@@ -149,6 +164,11 @@ fn socket_of_host(address: impl Into<IpAddr>) -> UdpSocket {
     let socket = UdpSocket::bind((address.into(), 0)).unwrap();
     socket.set_read_timeout(Some(TIMEOUT)).unwrap();
     socket
+}
+
+/// A guest that leaves nothing to others.
+fn plain() -> GuestConfig {
+    GuestConfig::default().features(features::PLAIN)
 }
 
 fn connect(spec: GatewaySpec, switch: &Switch) -> dataplane::gateway::Connected {
@@ -237,8 +257,7 @@ mod privileged {
         let gateway = connect(spec("slipway0"), &rig.switch);
         assert_eq!(gateway.port.link, LinkState::Up);
         assert_eq!(gateway.port.spec.mode, PortMode::Tap);
-        let pods: Vec<_> =
-            [1, 2].map(|n| Pod::start(&rig, n, GuestConfig::default())).into_iter().collect();
+        let pods: Vec<_> = [1, 2].map(|n| Pod::start(&rig, n, plain())).into_iter().collect();
         let (v4, v6) = (socket_of_host(HOST), socket_of_host(HOST6));
         for n in [1, 2] {
             for len in [1, 100, 1400] {
@@ -303,7 +322,7 @@ mod privileged {
         enter_own_netns();
         let rig = Rig::start();
         let _gateway = connect(spec("slipway0"), &rig.switch);
-        let pod = Pod::start(&rig, 1, GuestConfig::default());
+        let pod = Pod::start(&rig, 1, plain());
         let mut asking = rig.station_of(
             9,
             PortSpec { mac: Some(slipway_api::Mac(mac(9))), ..PortSpec::named("asking") },
@@ -521,13 +540,12 @@ mod privileged {
     }
 
     #[test]
-    fn tcp_to_a_guest_without_offloads_is_cut_and_summed_by_the_switch() {
+    fn a_guest_without_offloads_gets_whole_checksums() {
         enter_own_netns();
         let rig = Rig::start();
         let _gateway = connect(spec("slipway0"), &rig.switch);
-        let pod = Pod::start(&rig, 1, GuestConfig::default().features(features::PLAIN));
-        // The kernel leaves checksums to the tap; the guest negotiated none, so it gets whole ones,
-        // or its echo, made from what it got, would not come back as it was sent.
+        let pod = Pod::start(&rig, 1, plain());
+        // The kernel leaves checksums to the tap, and the guest negotiated none: see `echo`.
         let socket = socket_of_host(HOST);
         for len in 1..200 {
             call(&socket, pod_v4(1), &vec![len as u8; 7 * len]);

@@ -40,6 +40,8 @@ pub enum Purpose {
     Vm,
     /// Watching the system calls of our processes
     Trace,
+    /// The host's gateway: interfaces and rules
+    Net,
     /// Running pods: containerd, runc and the stock CNI plugins
     Pods,
 }
@@ -50,6 +52,7 @@ impl Purpose {
         match self {
             Self::Vm => &["qemu-system-x86"],
             Self::Trace => &["strace"],
+            Self::Net => &["iproute2", "nftables"],
             Self::Pods => &[CONTAINERD, "runc", "containernetworking-plugins"],
         }
     }
