@@ -1,53 +1,23 @@
 //! slipwayd is killed in the middle of its work, again and again: what it said stays true.
 
+mod daemon;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::thread;
 use std::time::Duration;
 
+use daemon::Daemon;
 use dataplane::testing::Rng;
 use slipway_api::client::{Client, ClientError};
 use slipway_api::{Attachment, AttachmentSpec, ErrorCode};
 
 const CLIENTS: u64 = 4;
-const ROUNDS: u64 = 12;
+const ROUNDS: u64 = 40;
 /// Sandboxes of each client: more than there are addresses for all.
 const OWNERS: u64 = 20;
-
-/// A slipwayd that is killed, not ended.
-struct Daemon(Child);
-
-impl Daemon {
-    fn start(folder: &Path) -> Self {
-        let core = core_affinity::get_core_ids().unwrap().last().unwrap().id;
-        let mut child = Command::new(env!("CARGO_BIN_EXE_slipwayd"))
-            .arg("--config")
-            .arg(folder.join("slipwayd.toml"))
-            .args(["--cores", &core.to_string(), "--run-dir"])
-            .arg(folder.join("run"))
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
-        let ready =
-            log.by_ref().map(Result::unwrap).find(|line| line.contains("slipwayd is ready"));
-        assert!(ready.is_some(), "it ended: {:?}", child.wait());
-        // Its log is read to the end, so that it never waits for a reader.
-        thread::spawn(move || log.for_each(drop));
-        Self(child)
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-    }
-}
 
 /// What a client was told of a sandbox of its.
 #[derive(Clone, Debug, PartialEq)]

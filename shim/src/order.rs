@@ -7,9 +7,11 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result};
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::{CodedInputStream, MessageField};
-use kata_config::{InternetworkingModel, KataConfig};
+use kata_config::{InternetworkingModel, KataConfig, Limits};
 use oci_spec::runtime::Spec;
 
+use crate::bundle;
+use crate::kind::Kind;
 use crate::network;
 use crate::sandbox::Order;
 
@@ -25,7 +27,12 @@ const CONFIG_PATH_TAG: u32 = 2 << 3 | 2;
 pub fn of(id: &str, spec: &Spec, options: &MessageField<Any>) -> Result<Order> {
     let annotations: BTreeMap<String, String> =
         spec.annotations().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect();
-    let config = configuration(options.as_ref(), &annotations)?;
+    let mut config = configuration(options.as_ref(), &annotations)?;
+    let limits = match bundle::kind_of(spec)? {
+        Kind::Single => limits_of(spec),
+        _ => Limits::from_annotations(&annotations)?,
+    };
+    size(&mut config, limits);
     let is_none = config.runtime.internetworking_model == InternetworkingModel::None;
     let network = network::wish(spec, is_none)?;
     let cgroup = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().clone());
@@ -51,6 +58,35 @@ pub fn configuration(
         tracing::warn!(%warning, "configuration");
     }
     Ok(config)
+}
+
+/// The configuration of a pod whose limits are in its annotations.
+///
+/// # Errors
+/// See [`of`].
+pub fn sized(options: Option<&Any>, annotations: &BTreeMap<String, String>) -> Result<KataConfig> {
+    let mut config = configuration(options, annotations)?;
+    size(&mut config, Limits::from_annotations(annotations)?);
+    Ok(config)
+}
+
+/// The VM is as large as the pod may grow (see [`kata_config::pod_size`]).
+fn size(config: &mut KataConfig, limits: Limits) {
+    let size = kata_config::pod_size(config, limits);
+    config.hypervisor.default_vcpus = size.vcpus as f32;
+    config.hypervisor.default_memory_mib = size.memory_mib;
+}
+
+/// What a container without a pod may use.
+fn limits_of(spec: &Spec) -> Limits {
+    let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+    let cpu = resources.and_then(|resources| resources.cpu().as_ref());
+    let memory = resources.and_then(|resources| resources.memory().as_ref());
+    Limits::new(
+        cpu.and_then(|cpu| cpu.quota()).unwrap_or_default(),
+        cpu.and_then(|cpu| cpu.period()).unwrap_or_default(),
+        memory.and_then(|memory| memory.limit()).unwrap_or_default(),
+    )
 }
 
 /// `config_path` of the runtime options; options of another runtime name none.

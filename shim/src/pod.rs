@@ -178,7 +178,7 @@ impl Pod {
         drop(vm);
         // The agent's own answers go first, if it still gave some.
         tokio::time::sleep(Duration::from_millis(50)).await;
-        self.over.send_if_modified(|over| over.replace(Exit::now(LOST_STATUS)).is_none());
+        self.mark_over(LOST_STATUS);
         self.stop_containers();
         if let Err(error) = self.down().await {
             tracing::error!(error = format!("{error:#}"), "the pod left something behind");
@@ -227,6 +227,15 @@ impl Pod {
         }
     }
 
+    /// The first word on how the pod ended holds.
+    fn mark_over(&self, status: u32) {
+        self.over.send_if_modified(|over| {
+            let is_news = over.is_none();
+            over.get_or_insert_with(|| Exit::now(status));
+            is_news
+        });
+    }
+
     /// How the pod ended, if it is over.
     pub fn over(&self) -> Option<Exit> {
         self.over.borrow().clone()
@@ -246,11 +255,7 @@ impl Pod {
     pub async fn down(&self) -> Result<()> {
         let mut slot = self.sandbox.write().await;
         let Some(sandbox) = slot.as_mut() else { return Ok(()) };
-        self.over.send_if_modified(|over| {
-            let is_news = over.is_none();
-            over.get_or_insert_with(|| Exit::now(0));
-            is_news
-        });
+        self.mark_over(0);
         let outcome = sandbox.down().await;
         *slot = None;
         outcome

@@ -62,7 +62,7 @@ impl SandboxService {
 
     fn order(&self, request: &api::CreateSandboxRequest) -> anyhow::Result<Order> {
         let annotations: BTreeMap<_, _> = request.annotations.clone().into_iter().collect();
-        let config = order::configuration(request.options.as_ref(), &annotations)?;
+        let config = order::sized(request.options.as_ref(), &annotations)?;
         let is_none = config.runtime.internetworking_model == InternetworkingModel::None;
         let network = match request.netns_path.as_str() {
             _ if is_none => Wish::None,

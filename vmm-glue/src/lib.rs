@@ -15,6 +15,10 @@
 //! Every NIC is a vhost-user port of a switch, so guest memory is always shared, and a VM boots
 //! only once the switch has been connected to each of its NICs. Start both at the same time.
 //!
+//! Beside a VM run its helpers, each a child of ours: a [`sharefs::Virtiofsd`] per shared directory, and
+//! a [`vsock::VsockDevice`] where the host has no vsock. They start before the VM. The agent in the guest
+//! is reached through [`agent::Agent`].
+//!
 //! # Bounds
 //! Every wait for a VMM has a limit, except [`Vm::wait`]. What a VMM or a guest sends is bounded:
 //! QMP lines, HTTP bodies, console and standard error.

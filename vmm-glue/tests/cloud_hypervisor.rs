@@ -11,7 +11,10 @@ use std::time::Duration;
 use switch::Switch;
 use vmm_glue::accel::Accel;
 use vmm_glue::cloud_hypervisor::CloudHypervisor;
-use vmm_glue::{ExitCause, MacAddr, Mib, NicSpec, SocketMode, VmSpec, Vmm, VmmError};
+use vmm_glue::{
+    AgentChannel, DiskSpec, ExitCause, MacAddr, Mib, NicSpec, ShareSpec, SocketMode, VmSpec, Vmm,
+    VmmError,
+};
 
 fn fake() -> CloudHypervisor {
     CloudHypervisor::at(env!("CARGO_BIN_EXE_fake-cloud-hypervisor"))
@@ -91,6 +94,27 @@ async fn a_fake_vm_connects_to_a_switch_that_listens() {
     drop(vm);
     drop(switch);
     assert_eq!(left_in(dir.path()), [socket], "the switch's own socket stays");
+}
+
+#[tokio::test]
+async fn a_fake_vm_takes_a_share_a_disk_and_a_vsock() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut spec = spec(dir.path());
+    let fs = dir.path().join("fs.sock");
+    spec.shares.push(ShareSpec::new("kataShared", &fs));
+    spec.disks.push(DiskSpec::readonly("image", "/proc/self/exe"));
+    let agent = dir.path().join("run/agent.sock");
+    spec.agent = Some(AgentChannel::Hybrid { socket: agent.clone(), cid: 3 });
+    let error = fake().boot(&spec).await.unwrap_err();
+    assert!(matches!(error, VmmError::NotServed { .. }), "{error}");
+    let _served = std::os::unix::net::UnixListener::bind(&fs).unwrap();
+    let vm = fake().boot(&spec).await.unwrap();
+    assert!(agent.exists());
+    let plugged = DiskSpec::readonly("rootfs", "/proc/self/exe");
+    assert_eq!(vm.add_disk(&plugged).await.unwrap().to_string(), "11");
+    vm.remove_disk("rootfs").await.unwrap();
+    vm.stop(Duration::ZERO).await.unwrap();
+    assert_eq!(left_in(dir.path()), [fs], "the helper's own socket stays");
 }
 
 #[tokio::test]

@@ -2,30 +2,20 @@
 //! SLIPWAY_GUEST_DIR.
 
 mod common;
+#[path = "common/image.rs"]
+mod image;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use common::qemu;
+use image::image;
 use vmm_glue::accel::{Accel, AccelChoice, AccelError, Probe, probe};
 use vmm_glue::{HOTPLUG_UNIT, Machine, Mib, Vm, VmSpec};
 
 const LIMIT: Duration = Duration::from_secs(120);
 /// The kernel's own first line, whatever its init prints.
 const FIRST_LINE: &str = "Linux version";
-
-/// Kernel and initial RAM disk.
-fn image() -> (PathBuf, PathBuf) {
-    let dir = std::env::var_os("SLIPWAY_GUEST_DIR").map(PathBuf::from);
-    let dir =
-        dir.expect("SLIPWAY_GUEST_DIR is not set: run cargo xtask guest, and set it to its output");
-    let kernel =
-        ["vmlinux", "bzImage"].map(|name| dir.join(name)).into_iter().find(|k| k.is_file());
-    let kernel = kernel.unwrap_or_else(|| {
-        panic!("no vmlinux or bzImage in {}: run cargo xtask guest", dir.display())
-    });
-    (kernel, dir.join("initrd.img"))
-}
 
 fn spec(dir: &Path, machine: Machine) -> VmSpec {
     let (kernel, initrd) = image();

@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::{Args, ValueEnum};
 
 use crate::command::{self, Ending};
+use crate::workspace;
 
 /// Where apt keeps its lists of packages.
 const LISTS: &str = "/var/lib/apt/lists";
@@ -23,6 +24,10 @@ const UNITS: &str = "/etc/systemd/system";
 /// How long apt waits for another package manager, in seconds.
 const LOCK_TIMEOUT_S: u32 = 600;
 
+/// The program that serves a vsock, and the version that was tried.
+const VSOCK: &str = "vhost-device-vsock";
+const VSOCK_VERSION: &str = "0.3.0";
+
 /// Arguments of `cargo xtask deps`
 #[derive(Args)]
 pub struct Arguments {
@@ -31,6 +36,9 @@ pub struct Arguments {
     /// Only tell what is missing
     #[arg(long)]
     check: bool,
+    /// Also build vhost-device-vsock below cargo's target directory, which takes minutes
+    #[arg(long)]
+    vsock: bool,
 }
 
 /// What packages are needed for.
@@ -38,6 +46,8 @@ pub struct Arguments {
 pub enum Purpose {
     /// Running guests
     Vm,
+    /// Sharing directories with guests
+    Share,
     /// Watching the system calls of our processes
     Trace,
     /// The host's gateway: interfaces and rules
@@ -51,6 +61,8 @@ impl Purpose {
     const fn packages(self) -> &'static [&'static str] {
         match self {
             Self::Vm => &["qemu-system-x86"],
+            // Debian 12 has virtiofsd in there.
+            Self::Share => &["qemu-system-common"],
             Self::Trace => &["strace"],
             Self::Net => &["iproute2", "nftables"],
             Self::Pods => &[CONTAINERD, "runc", "containernetworking-plugins"],
@@ -70,7 +82,29 @@ pub fn main(arguments: &Arguments) -> Result<()> {
             packages => bail!("Missing packages: {}", packages.join(" ")),
         };
     }
-    ensure(purposes)
+    ensure(purposes)?;
+    if arguments.vsock {
+        install_vsock()?;
+    }
+    Ok(())
+}
+
+/// Builds vhost-device-vsock, which no package has: guests reach the host by vsock through it where
+/// the host's kernel has none. cargo does nothing if it is there already.
+fn install_vsock() -> Result<()> {
+    let folder = workspace::target().join("tools");
+    let mut command = Command::new(workspace::cargo());
+    command
+        .args(["install", "--locked", "--version", VSOCK_VERSION, VSOCK, "--root"])
+        .arg(&folder)
+        // Outside of the workspace, whose settings are not for it.
+        .current_dir("/");
+    let status = command::status(&mut command, Ending::Firm)?;
+    if !status.success() {
+        bail!("{VSOCK} {VSOCK_VERSION} could not be built: {status}");
+    }
+    println!("To have it found: export PATH=$PATH:{}", folder.join("bin").display());
+    Ok(())
 }
 
 /// Sees to it that the packages for `purposes` are installed.

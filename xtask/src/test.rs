@@ -106,7 +106,7 @@ pub fn main(arguments: &Arguments) -> Result<()> {
     }
     let mut guest_dir = None;
     if steps.iter().any(|step| step.privileged) {
-        deps::ensure(&[Purpose::Vm, Purpose::Net, Purpose::Trace, Purpose::Pods])?;
+        deps::ensure(&[Purpose::Vm, Purpose::Share, Purpose::Net, Purpose::Trace, Purpose::Pods])?;
         guest::ensure(false)?;
         oci_image::ensure()?;
         guest_dir = Some(workspace::target().join("guest"));

@@ -35,14 +35,23 @@ pub fn cargo() -> PathBuf {
 /// # Errors
 /// It does not compile; cargo has said why.
 pub fn build_slipwayd() -> Result<PathBuf> {
+    Ok(build(&[("dataplane", "slipwayd")])?.join("slipwayd"))
+}
+
+/// Builds programs, each of its package, in release, and returns the folder that they are in. Blocks.
+///
+/// # Errors
+/// One does not compile; cargo has said why.
+pub fn build(programs: &[(&str, &str)]) -> Result<PathBuf> {
     let target = target();
     let mut build = Command::new(cargo());
-    build
-        .args(["build", "--locked", "--release", "--package", "dataplane", "--bin", "slipwayd"])
-        .arg("--target-dir")
-        .arg(&target)
-        .current_dir(root());
+    build.args(["build", "--locked", "--release"]);
+    for (package, program) in programs {
+        build.args(["--package", package, "--bin", program]);
+    }
+    build.arg("--target-dir").arg(&target).current_dir(root());
     let status = command::status(&mut build, Ending::Firm)?;
-    ensure!(status.success(), "slipwayd does not compile");
-    Ok(target.join("release/slipwayd"))
+    let names: Vec<_> = programs.iter().map(|(_, program)| *program).collect();
+    ensure!(status.success(), "{} does not compile", names.join(", "));
+    Ok(target.join("release"))
 }

@@ -22,7 +22,7 @@ mod upkeep;
 async fn run(runtime: Runtime, case: impl AsyncFnOnce(&Node) -> Result<()>) {
     let node = Node::start(runtime).await.unwrap_or_else(|error| panic!("{error:?}"));
     if let Err(error) = case(&node).await {
-        panic!("{error:?}\ncontainerd logged last:\n{}", node.log_tail());
+        panic!("{error:?}\nThe last lines of the logs of {}", node.log_tail());
     }
     node.end().await.unwrap_or_else(|error| panic!("{error:?}"));
 }

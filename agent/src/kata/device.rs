@@ -35,18 +35,30 @@ const PCI_RESCAN: &str = "/sys/bus/pci/rescan";
 pub async fn wait_for_block(name: &str) -> Result<PathBuf> {
     modules::load("virtio_blk")?;
     let node = Path::new(name);
-    let is_node = node.starts_with("/dev");
-    let slots = if is_node { Vec::new() } else { parse_pci_path(name)? };
+    if node.starts_with("/dev") {
+        return wait_for(name, || Ok(is_block(node).then(|| node.to_owned()))).await;
+    }
+    let slots = parse_pci_path(name)?;
+    let find = || {
+        let node = child_at(Path::new(PCI_ROOT), &slots, "block")?;
+        Ok(node.map(|block| Path::new("/dev").join(block)).filter(|node| is_block(node)))
+    };
+    wait_for(name, find).await
+}
+
+/// Waits for the NIC at a PCI path and returns its name.
+pub async fn wait_for_nic(path: &str) -> Result<String> {
+    let slots = parse_pci_path(path)?;
+    wait_for(path, || child_at(Path::new(PCI_ROOT), &slots, "net")).await
+}
+
+/// Looks until there is something.
+async fn wait_for<T>(name: &str, find: impl Fn() -> Result<Option<T>>) -> Result<T> {
     let look = async {
         let mut has_rescanned = false;
         loop {
-            let found = if is_node {
-                is_block(node).then(|| node.to_owned())
-            } else {
-                block_at(Path::new(PCI_ROOT), &slots)?
-            };
-            if let Some(node) = found {
-                return Ok(node);
+            if let Some(found) = find()? {
+                return Ok(found);
             }
             if !has_rescanned {
                 has_rescanned = true;
@@ -58,7 +70,7 @@ pub async fn wait_for_block(name: &str) -> Result<PathBuf> {
     };
     timeout(APPEARS_WITHIN, look).await.unwrap_or_else(|_| {
         let seconds = APPEARS_WITHIN.as_secs();
-        Err(Refusal::late(format!("The block device {name} did not appear within {seconds} s")))
+        Err(Refusal::late(format!("The device {name} did not appear within {seconds} s")))
     })
 }
 
@@ -125,8 +137,9 @@ fn parse_pci_path(path: &str) -> Result<Vec<(u8, u8)>> {
     })
 }
 
-/// The node of the block device at a PCI path, if it is there.
-fn block_at(root: &Path, slots: &[(u8, u8)]) -> Result<Option<PathBuf>> {
+/// The name of what a virtio device at a PCI path is to the kernel (`block` or `net`), if it is
+/// there.
+fn child_at(root: &Path, slots: &[(u8, u8)], class: &str) -> Result<Option<String>> {
     let (mut folder, mut bus) = (root.to_owned(), "0000:00".to_owned());
     for (index, (slot, function)) in slots.iter().enumerate() {
         folder.push(format!("{bus}:{slot:02x}.{function}"));
@@ -136,9 +149,8 @@ fn block_at(root: &Path, slots: &[(u8, u8)]) -> Result<Option<PathBuf>> {
         }
     }
     for device in entries(&folder)?.iter().filter(|name| name.starts_with("virtio")) {
-        if let Some(block) = only_entry(&folder.join(device).join("block"))? {
-            let node = Path::new("/dev").join(block);
-            return Ok(is_block(&node).then_some(node));
+        if let Some(child) = only_entry(&folder.join(device).join(class))? {
+            return Ok(Some(child));
         }
     }
     Ok(None)
@@ -179,11 +191,14 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_device_is_not_found_rather_than_an_error() {
+    fn a_pci_path_is_walked_over_the_kernels_own_bus_numbers() {
         let root = tempfile::tempdir().unwrap();
-        let bridge = root.path().join("0000:00:02.0/pci_bus/0000:01");
-        fs::create_dir_all(bridge).unwrap();
-        assert_eq!(block_at(root.path(), &[(2, 0), (3, 0)]).unwrap(), None);
+        let bridge = root.path().join("0000:00:02.0");
+        fs::create_dir_all(bridge.join("pci_bus/0000:01")).unwrap();
+        let find = || child_at(root.path(), &[(2, 0), (3, 0)], "block").unwrap();
+        assert_eq!(find(), None);
+        fs::create_dir_all(bridge.join("0000:01:03.0/virtio4/block/vdb")).unwrap();
+        assert_eq!(find().as_deref(), Some("vdb"));
     }
 
     #[test]

@@ -17,6 +17,7 @@ use super::cgroup::Cgroup;
 use super::container::{Container, terminal_of};
 use super::error::Refusal;
 use super::namespaces::Shared;
+use super::network::Network;
 use super::oom::OomWatch;
 use super::reaper::Reaper;
 use super::storage::Storages;
@@ -32,6 +33,8 @@ pub struct Sandbox {
     pub storages: Storages,
     /// Containers that ran out of memory.
     pub oom: OomWatch,
+    /// The pod's network.
+    pub network: Network,
     /// Told when the sandbox is destroyed.
     pub ended: Notify,
     state: Mutex<State>,
@@ -66,6 +69,7 @@ impl Sandbox {
             reaper: Reaper::start()?,
             storages: Storages::default(),
             oom: OomWatch::new()?,
+            network: Network::connect()?,
             ended: Notify::new(),
             state: Mutex::default(),
         })

@@ -5,9 +5,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use async_trait::async_trait;
-use kata_agent_protocol::MAX_CHUNK_BYTES;
 use kata_agent_protocol::agent::*;
 use kata_agent_protocol::agent_ttrpc::AgentService;
 use kata_agent_protocol::health::{
@@ -15,12 +14,14 @@ use kata_agent_protocol::health::{
 };
 use kata_agent_protocol::health_ttrpc::Health;
 use kata_agent_protocol::protobuf::well_known_types::empty::Empty;
+use kata_agent_protocol::{MAX_CHUNK_BYTES, csi, types};
 use ttrpc::r#async::TtrpcContext;
 
 use super::container::Container;
 use super::error::{Refusal, to_status};
 use super::process::{Process, Size};
 use super::sandbox::{Sandbox, blocking, whole};
+use super::{copyfile, details, spec, stats, storage};
 
 /// Version of the protocol, as Kata's agents tell it.
 const API_VERSION: &str = "0.0.1";
@@ -252,6 +253,140 @@ impl AgentService for Service {
         let size = Size { rows: request.row, columns: request.column };
         let process = self.process(&request.container_id, &request.exec_id);
         done(process.and_then(|process| process.resize(size)))
+    }
+
+    async fn stats_container(
+        &self,
+        _: &TtrpcContext,
+        request: StatsContainerRequest,
+    ) -> ttrpc::Result<StatsContainerResponse> {
+        let stats = self.with_container(&request.container_id, |container| {
+            stats::response(container.cgroup().stats()?)
+        });
+        told(stats.await)
+    }
+
+    async fn update_container(
+        &self,
+        _: &TtrpcContext,
+        request: UpdateContainerRequest,
+    ) -> ttrpc::Result<Empty> {
+        let id = request.container_id.clone();
+        let update = self.with_container(&id, move |container| {
+            let resources = spec::resources(request.resources.get_or_default());
+            let resources = serde_json::from_value(resources);
+            container.cgroup().update(&resources.context("The limits make no sense")?)
+        });
+        done(update.await)
+    }
+
+    async fn update_interface(
+        &self,
+        _: &TtrpcContext,
+        request: UpdateInterfaceRequest,
+    ) -> ttrpc::Result<types::Interface> {
+        let sandbox = Arc::clone(&self.sandbox);
+        let interface = request.interface.unwrap_or_default();
+        let update = async move {
+            sandbox.network.update_interface(&interface).await?;
+            Ok(interface)
+        };
+        told(whole(update).await)
+    }
+
+    async fn update_routes(
+        &self,
+        _: &TtrpcContext,
+        request: UpdateRoutesRequest,
+    ) -> ttrpc::Result<Routes> {
+        let sandbox = Arc::clone(&self.sandbox);
+        let update = async move {
+            sandbox.network.update_routes(&request.routes.Routes).await?;
+            sandbox.network.routes().await
+        };
+        let routes = told(whole(update).await)?;
+        Ok(Routes { Routes: routes, ..Default::default() })
+    }
+
+    async fn add_arp_neighbors(
+        &self,
+        _: &TtrpcContext,
+        request: AddARPNeighborsRequest,
+    ) -> ttrpc::Result<Empty> {
+        let sandbox = Arc::clone(&self.sandbox);
+        let add =
+            async move { sandbox.network.add_neighbours(&request.neighbors.ARPNeighbors).await };
+        done(whole(add).await)
+    }
+
+    async fn list_interfaces(
+        &self,
+        _: &TtrpcContext,
+        _: ListInterfacesRequest,
+    ) -> ttrpc::Result<Interfaces> {
+        let interfaces = told(self.sandbox.network.interfaces().await)?;
+        Ok(Interfaces { Interfaces: interfaces, ..Default::default() })
+    }
+
+    async fn list_routes(&self, _: &TtrpcContext, _: ListRoutesRequest) -> ttrpc::Result<Routes> {
+        let routes = told(self.sandbox.network.routes().await)?;
+        Ok(Routes { Routes: routes, ..Default::default() })
+    }
+
+    async fn get_guest_details(
+        &self,
+        _: &TtrpcContext,
+        request: GuestDetailsRequest,
+    ) -> ttrpc::Result<GuestDetailsResponse> {
+        told(details::guest(&request))
+    }
+
+    async fn get_metrics(&self, _: &TtrpcContext, _: GetMetricsRequest) -> ttrpc::Result<Metrics> {
+        Ok(Metrics { metrics: told(details::metrics())?, ..Default::default() })
+    }
+
+    async fn get_volume_stats(
+        &self,
+        _: &TtrpcContext,
+        request: VolumeStatsRequest,
+    ) -> ttrpc::Result<csi::VolumeStatsResponse> {
+        told(blocking(move || details::volume(&request.volume_guest_path)).await)
+    }
+
+    async fn online_cpu_mem(
+        &self,
+        _: &TtrpcContext,
+        request: OnlineCPUMemRequest,
+    ) -> ttrpc::Result<Empty> {
+        done(details::online(&request).await)
+    }
+
+    async fn set_guest_date_time(
+        &self,
+        _: &TtrpcContext,
+        request: SetGuestDateTimeRequest,
+    ) -> ttrpc::Result<Empty> {
+        done(details::set_clock(&request))
+    }
+
+    async fn reseed_random_dev(
+        &self,
+        _: &TtrpcContext,
+        request: ReseedRandomDevRequest,
+    ) -> ttrpc::Result<Empty> {
+        done(details::reseed(&request))
+    }
+
+    async fn copy_file(&self, _: &TtrpcContext, request: CopyFileRequest) -> ttrpc::Result<Empty> {
+        done(blocking(move || copyfile::copy(&request)).await)
+    }
+
+    async fn update_ephemeral_mounts(
+        &self,
+        _: &TtrpcContext,
+        request: UpdateEphemeralMountsRequest,
+    ) -> ttrpc::Result<Empty> {
+        done(blocking(move || storage::resize(&request.storages)).await)
     }
 
     async fn get_oom_event(

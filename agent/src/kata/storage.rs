@@ -115,6 +115,23 @@ impl Storages {
     }
 }
 
+/// Gives file systems in memory that are mounted other options, as a larger `size=`.
+pub fn resize(storages: &[Storage]) -> Result<()> {
+    for storage in storages {
+        if storage.driver != "ephemeral" {
+            let driver = &storage.driver;
+            return Err(Refusal::invalid(format!(
+                "Only ephemeral storages can be changed, not those of the driver '{driver}'"
+            )));
+        }
+        let target = checked(&storage.mount_point)?;
+        let options = storage.options.iter().map(String::as_str);
+        let options = options.filter(|option| !option.starts_with("fsgid=")).chain(["remount"]);
+        mount_with(&storage.source, &target, &storage.fstype, options)?;
+    }
+    Ok(())
+}
+
 /// The mount point, without a slash at its end.
 fn checked(path: &str) -> Result<PathBuf> {
     let path = Path::new(path);

@@ -14,7 +14,7 @@ use slipway_api::{
     name = "slipwayctl",
     version,
     max_term_width = 100,
-    after_help = "Exit codes: 0 done; 1 the switch refused, or is not well; 2 the command line is \
+    after_help = "Exit codes: 0 done; 1 the switch refused, or is not well, or the node is not; 2 the command line is \
                   wrong; 3 the switch cannot be reached; 4 there is no such port, VNI, entry or attachment."
 )]
 pub struct Cli {
@@ -53,6 +53,10 @@ pub enum Command {
     Explain(ExplainArgs),
     /// Whether the switch does its work
     Health,
+    /// Whether pods can start on this node: CPU, KVM, VMM, guest, switch, containerd
+    Check(ConfigArgs),
+    /// What pods on this node run with: configuration, programs, host; TOML, or JSON with --json
+    Env(ConfigArgs),
     /// The versions of slipwayctl and slipwayd
     Version,
     /// Print a completion script for a shell
@@ -60,6 +64,14 @@ pub enum Command {
         /// The shell
         shell: Shell,
     },
+}
+
+/// `slipwayctl check` and `slipwayctl env`
+#[derive(Debug, Args)]
+pub struct ConfigArgs {
+    /// Kata's configuration.toml that pods use [default: KATA_CONF_FILE, then the usual places]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
 }
 
 /// `slipwayctl port ...`

@@ -4,21 +4,24 @@
 //! words --cli--> Command --run--> one or two calls of slipway_api::client
 //!                                    `--> tables (people) or JSON (programs)
 //! ```
-//! It knows nothing that the API does not say: every command is a few calls of the typed client,
-//! and `--json` prints the API's own types. Results go to standard output, refusals with their
-//! remedy to standard error, and the exit code tells the kinds of failure apart ([`Failure`]).
+//! It knows nothing of the switch that the API does not say: every command is a few calls of the
+//! typed client, and `--json` prints the API's own types. `check` and `env` look at the node besides,
+//! see [`node`]. Results go to standard output, refusals with their remedy to standard error, and the
+//! exit code tells the kinds of failure apart ([`Failure`]).
 //!
 //! # Threads
 //! One; calls are made one after the other.
 
 pub mod cli;
 pub mod cni;
+pub mod node;
 mod run;
 mod tables;
 mod watch;
 
 use std::io;
 
+use kata_config::ConfigError;
 use slipway_api::{ErrorCode, client::ClientError};
 
 pub use run::run;
@@ -28,10 +31,18 @@ pub use run::run;
 pub enum Failure {
     /// The switch refused, or could not be asked.
     Client(ClientError),
-    /// The switch says that it is not well; the answer was printed.
+    /// The switch, or the node, is not well; the answer was printed.
     Unwell,
+    /// The configuration of pods cannot be used.
+    Config(ConfigError),
     /// The output could not be written.
     Output(io::Error),
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self::Config(error)
+    }
 }
 
 impl From<ClientError> for Failure {
@@ -53,7 +64,7 @@ impl Failure {
         match self {
             // `slipwayctl ... | head` is not a failure: the reader has seen enough.
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => 0,
-            Self::Unwell | Self::Output(_) => 1,
+            Self::Unwell | Self::Config(_) | Self::Output(_) => 1,
             Self::Client(error) => match error.refusal() {
                 Some(refusal) if refusal.code == ErrorCode::NotFound => 4,
                 Some(_) => 1,
@@ -67,6 +78,7 @@ impl Failure {
     pub fn message(&self, as_json: bool) -> Option<String> {
         match self {
             Self::Unwell => None,
+            Self::Config(error) => Some(format!("slipwayctl: {error}")),
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => None,
             Self::Output(error) => Some(format!("slipwayctl: Failed to write the output: {error}")),
             Self::Client(ClientError::Refused(refusal)) if as_json => {

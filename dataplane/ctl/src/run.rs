@@ -1,14 +1,21 @@
 //! What each command asks of the switch, and how its answer is printed.
 
-use std::io::Write;
+use std::{
+    io::{self, Write},
+    path::Path,
+};
 
 use clap::CommandFactory;
+use kata_config::KataConfig;
 use serde::Serialize;
-use slipway_api::{Created, HealthStatus, client::Client};
+use slipway_api::{Created, DEFAULT_SOCKET, HealthStatus, client::Client};
 
 use crate::{
     Failure,
-    cli::{AttachmentsCommand, Cli, Command, FdbCommand, PortCommand, Shell, VniCommand},
+    cli::{
+        AttachmentsCommand, Cli, Command, ConfigArgs, FdbCommand, PortCommand, Shell, VniCommand,
+    },
+    node::{self, Node, check::Daemon},
     tables, watch,
 };
 
@@ -31,8 +38,7 @@ impl Output<'_> {
     ) -> Result<(), Failure> {
         if self.as_json {
             // The API's types always serialise: what fails is the stream.
-            serde_json::to_writer_pretty(&mut *self.stream, answer)
-                .map_err(std::io::Error::from)?;
+            serde_json::to_writer_pretty(&mut *self.stream, answer).map_err(io::Error::from)?;
             self.stream.write_all(b"\n")?;
         } else {
             self.stream.write_all(text(answer).as_bytes())?;
@@ -81,6 +87,8 @@ pub async fn run(cli: Cli, stream: &mut dyn Write, is_terminal: bool) -> Result<
                 HealthStatus::Degraded => Err(Failure::Unwell),
             }
         }
+        Command::Check(args) => check(args, client, &mut out).await,
+        Command::Env(args) => environment(args, client, &mut out).await,
         Command::Version => version(&client, &mut out).await,
         Command::Completions { shell } => {
             let mut script = Vec::new();
@@ -197,6 +205,42 @@ async fn attachments(
             out.done(format!("{} of {} is not attached", name.interface, name.owner))
         }
     }
+}
+
+/// The switch that pods use: the configuration's, unless the command line names another one.
+async fn ask_daemon(config: Option<&KataConfig>, client: Client) -> Daemon {
+    let is_default = client.socket() == Path::new(DEFAULT_SOCKET);
+    let client = match config {
+        Some(config) if is_default => Client::new(&config.slipway.socket),
+        _ => client,
+    };
+    Daemon {
+        socket: client.socket().to_owned(),
+        version: client.version().await,
+        networks: client.list_networks().await,
+    }
+}
+
+async fn check(args: ConfigArgs, client: Client, out: &mut Output<'_>) -> Result<(), Failure> {
+    let loaded = kata_config::load(args.config.as_deref());
+    let config = loaded.as_ref().ok().map(|loaded| &loaded.config);
+    let daemon = ask_daemon(config, client).await;
+    let report = node::check::check(&Node::here(), &loaded, &daemon).await;
+    out.answer(&report, ToString::to_string)?;
+    if report.ok { Ok(()) } else { Err(Failure::Unwell) }
+}
+
+async fn environment(
+    args: ConfigArgs,
+    client: Client,
+    out: &mut Output<'_>,
+) -> Result<(), Failure> {
+    let loaded = kata_config::load(args.config.as_deref())?;
+    let daemon = ask_daemon(Some(&loaded.config), client).await;
+    let environment = node::env::environment(&Node::here(), loaded, &daemon).await;
+    // What fails is a path that is no text: TOML has no word for it.
+    let text = toml::to_string(&environment).map_err(io::Error::other)?;
+    out.answer(&environment, |_| text)
 }
 
 async fn version(client: &Client, out: &mut Output<'_>) -> Result<(), Failure> {

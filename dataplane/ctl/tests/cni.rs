@@ -291,3 +291,25 @@ fn the_configuration_in_configs_is_one_that_the_plugin_takes() {
     assert_eq!(plugin.run("ADD").result()["cniVersion"], list["cniVersion"]);
     assert_eq!(list["plugins"][0]["socket"], slipway_api::DEFAULT_SOCKET);
 }
+
+#[test]
+fn the_plugin_is_confined_before_it_reads_anything() {
+    let fake = Fake::start();
+    let mut waiting = fake.plugin().start("ADD");
+    let status = format!("/proc/{}/status", waiting.id());
+    // It waits for its configuration, which does not come: whatever it did, it did before.
+    let is_confined = || {
+        let status = std::fs::read_to_string(&status).unwrap();
+        status.lines().any(|line| line == "Seccomp:\t2")
+    };
+    for _ in 0..20_000 {
+        if is_confined() || waiting.try_wait().unwrap().is_some() {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    let confined = is_confined();
+    waiting.kill().unwrap();
+    waiting.wait().unwrap();
+    assert!(confined);
+}

@@ -19,6 +19,7 @@
 //! the other way round.
 
 mod network;
+mod same;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -40,6 +41,7 @@ use crate::clock;
 use crate::config::NetworkConfig;
 
 use network::{Net, macs_for};
+use same::satisfies;
 use store::{Record, Store, make_private_folder};
 
 pub use store::StoreError;
@@ -174,11 +176,12 @@ impl Attachments {
         check_interface(interface)?;
         spec.check()?;
         let mut state = self.lock();
-        let index = state.network(spec.network.as_deref().unwrap_or(DEFAULT_NETWORK))?;
+        let network = spec.network.as_deref().unwrap_or(DEFAULT_NETWORK);
         if let Some(Record { attachment, .. }) = state.records.get(&key(owner, interface)) {
-            satisfies(attachment, &state.networks[index], spec)?;
+            satisfies(attachment, network, spec)?;
             return Ok((with_link(attachment, ports), Created::Existing));
         }
+        let index = state.network(network)?;
         let mtu = state.networks[index].mtu(spec)?;
         let addresses = state.take(index, &spec.addresses)?;
         let made = self.make(ports, &state, index, owner, interface, spec, mtu, &addresses);
@@ -450,53 +453,6 @@ fn port_name(owner: &str, interface: &str) -> String {
             (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
         });
     format!("{shown}-{hash:016x}")
-}
-
-/// Whether an attachment is what `spec` asks for: what `spec` leaves open was chosen, and stays.
-fn satisfies(
-    attachment: &Attachment,
-    network: &Net,
-    spec: &AttachmentSpec,
-) -> Result<(), ApiError> {
-    let differs = |field: &str, existing: String, wanted: String| {
-        Err(ApiError::new(
-            ErrorCode::Conflict,
-            format!(
-                "{} is attached with another {field}: {existing}",
-                user(&attachment.owner, &attachment.interface)
-            ),
-            "Ask for the same settings, or delete the attachment first",
-        )
-        .about(field, wanted))
-    };
-    if attachment.network != network.config.name {
-        return differs("network", attachment.network.clone(), network.config.name.clone());
-    }
-    let has = |address: &&IpAddr| attachment.addresses.iter().any(|net| net.addr() == **address);
-    if let Some(wanted) = spec.addresses.iter().find(|address| !has(address)) {
-        let existing: Vec<_> = attachment.addresses.iter().map(ToString::to_string).collect();
-        return differs("addresses", existing.join(", "), wanted.to_string());
-    }
-    if let Some(wanted) = spec.mac.filter(|wanted| *wanted != attachment.mac) {
-        return differs("mac", attachment.mac.to_string(), wanted.to_string());
-    }
-    let wanted = network.mtu(spec)?;
-    if wanted != attachment.mtu {
-        return differs("mtu", attachment.mtu.to_string(), wanted.to_string());
-    }
-    let wanted = spec.queue_pairs.unwrap_or(1);
-    if wanted != attachment.queue_pairs {
-        return differs("queue_pairs", attachment.queue_pairs.to_string(), wanted.to_string());
-    }
-    let keys = attachment.labels.keys().chain(spec.labels.keys());
-    for label in keys {
-        let (existing, wanted) = (attachment.labels.get(label), spec.labels.get(label));
-        if existing != wanted {
-            let or_none = |value: Option<&String>| value.cloned().unwrap_or_else(|| "none".into());
-            return differs(&format!("labels.{label}"), or_none(existing), or_none(wanted));
-        }
-    }
-    Ok(())
 }
 
 /// Removes the socket that a VMM may have left when it was killed. Nothing depends on it: the next

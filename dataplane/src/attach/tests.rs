@@ -191,7 +191,13 @@ fn asking_again_finds_it_and_asking_otherwise_names_the_field() {
     assert_eq!(created, Created::New);
     let again = rig.attachments.attach(&rig.switch, "a", "eth0", &spec).expect("finds");
     assert_eq!(again, (made.clone(), Created::Existing));
-    let open = AttachmentSpec { addresses: Vec::new(), mac: Some(made.mac), ..spec.clone() };
+    let open = AttachmentSpec {
+        addresses: Vec::new(),
+        mac: Some(made.mac),
+        mtu: None,
+        queue_pairs: Some(1),
+        ..spec.clone()
+    };
     assert_eq!(rig.attach("a", &open).expect("what was left open was chosen"), made);
     for (field, other) in [
         (
@@ -199,7 +205,7 @@ fn asking_again_finds_it_and_asking_otherwise_names_the_field() {
             AttachmentSpec { addresses: asking(&["10.0.0.5"]).addresses, ..spec.clone() },
         ),
         ("mac", AttachmentSpec { mac: Some(Mac([2, 0, 0, 0, 0, 1])), ..spec.clone() }),
-        ("mtu", AttachmentSpec { mtu: None, ..spec.clone() }),
+        ("mtu", AttachmentSpec { mtu: Some(1300), ..spec.clone() }),
         ("queue_pairs", AttachmentSpec { queue_pairs: Some(2), ..spec.clone() }),
         ("labels.pod", AttachmentSpec { labels: BTreeMap::new(), ..spec.clone() }),
     ] {
@@ -419,7 +425,8 @@ fn a_network_that_changed_keeps_its_pods() {
     assert_eq!((rig.owners(), rig.used()), (vec!["a".to_owned()], 1));
     rig.networks = vec![NetworkConfig { name: "other".into(), ..network(&["10.0.0.0/29"]) }];
     let rig = rig.restart();
-    assert_eq!(rig.attachments.get(&rig.switch, "a", "eth0"), Some(made));
+    assert_eq!(rig.attachments.get(&rig.switch, "a", "eth0").as_ref(), Some(&made));
+    assert_eq!(rig.add("a"), made, "asking again finds it, though its network is gone");
     assert_eq!(rig.used(), 0, "it is none of this network's");
     rig.detach("a");
     rig.assert_empty();

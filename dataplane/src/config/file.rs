@@ -77,7 +77,7 @@ pub enum ConfigError {
         /// Where.
         place: Place,
         /// Which and why.
-        bad: BadValue,
+        bad: Box<BadValue>,
     },
 }
 
@@ -127,7 +127,7 @@ impl Config {
             let section = bad.key.split(['.', '[']).next().unwrap_or_default();
             let place = lines.get(&bad.key).or_else(|| lines.get(section)).cloned();
             let place = place.unwrap_or(Place { file: file.to_owned(), line: 1 });
-            ConfigError::BadValue { place, bad }
+            ConfigError::BadValue { place, bad: Box::new(bad) }
         })?;
         Ok(config)
     }

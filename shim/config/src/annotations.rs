@@ -17,8 +17,8 @@ use std::{
 use crate::{
     Host, InternetworkingModel, KataConfig,
     error::{ConfigError, Place, Warning},
+    host::settle,
     keys::{self, Deed, HYPERVISOR_PREFIX, Key, Set},
-    load::settle,
     value::Value,
 };
 

@@ -21,6 +21,7 @@ mod annotations;
 pub mod dan;
 mod error;
 mod host;
+mod judge;
 mod keys;
 mod load;
 mod model;
@@ -34,9 +35,9 @@ pub use host::Host;
 pub use keys::{Dialect, Standing};
 pub use load::{DEFAULT_FILES, FILE_VARIABLE, Loaded, load, parse};
 pub use model::{
-    Acceleration, AgentChannel, AgentConfig, BlockAio, BlockDriver, CacheMode, Hypervisor,
-    HypervisorKind, InternetworkingModel, KataConfig, LogLevel, MachineType, RootfsType,
-    RuntimeConfig, SharedFs, SlipwayConfig,
+    Acceleration, AgentChannel, AgentConfig, CacheMode, Hypervisor, HypervisorKind,
+    InternetworkingModel, KataConfig, LogLevel, MachineType, RootfsType, RuntimeConfig, SharedFs,
+    SlipwayConfig,
 };
 pub use size::{Limits, PodSize, pod_size};
 pub use table::{Entry, markdown, table};

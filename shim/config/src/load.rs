@@ -8,17 +8,18 @@
 //! that as its reason, while `slipwayctl check` can still say everything else.
 
 use std::{
-    collections::BTreeMap,
-    env, fs,
+    env,
+    ffi::OsStr,
+    fs,
     io::{self, Read},
     path::{Path, PathBuf},
 };
 
 use crate::{
-    Host, HypervisorKind, InternetworkingModel, KataConfig,
-    error::{ConfigError, Place, Warning},
-    keys::{self, Deed, Key, Scope},
-    value::{self, Node, Table, Value},
+    Host, KataConfig,
+    error::{ConfigError, Warning},
+    judge::judge,
+    value::{self, Table},
 };
 
 /// Where a configuration is looked for, first to last: our own place, then those of Kata's Rust
@@ -56,13 +57,22 @@ pub struct Loaded {
 /// # Errors
 /// [`ConfigError`], with the line to look at.
 pub fn load(path: Option<&Path>) -> Result<Loaded, ConfigError> {
-    let host = Host::read();
-    let named = path
-        .map(Path::to_owned)
-        .or_else(|| env::var_os(FILE_VARIABLE).filter(|name| !name.is_empty()).map(PathBuf::from));
-    match named {
-        Some(file) => load_file(&file, host),
-        None => load_first(&DEFAULT_FILES.map(Path::new), host),
+    let variable = env::var_os(FILE_VARIABLE);
+    load_among(path, variable.as_deref(), &DEFAULT_FILES.map(Path::new), Host::read())
+}
+
+/// The order of who names the file. One that is named has to be there: another in its place would be a
+/// surprise.
+fn load_among(
+    option: Option<&Path>,
+    variable: Option<&OsStr>,
+    places: &[&Path],
+    host: Host,
+) -> Result<Loaded, ConfigError> {
+    let variable = variable.filter(|name| !name.is_empty()).map(Path::new);
+    match option.filter(|path| !path.as_os_str().is_empty()).or(variable) {
+        Some(file) => load_file(file, host),
+        None => load_first(places, host),
     }
 }
 
@@ -136,291 +146,49 @@ fn drop_ins(file: &Path) -> Result<Vec<PathBuf>, ConfigError> {
     Ok(found)
 }
 
-/// Everything that is learned on the way through the tables.
-struct Judge {
-    config: KataConfig,
-    warnings: Vec<Warning>,
-    ignored: Vec<Warning>,
-    /// Where the honoured keys stand, for what contradicts another.
-    places: BTreeMap<(Scope, &'static str), (Place, String)>,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-fn judge(mut root: Table, files: Vec<PathBuf>, host: Host) -> Result<Loaded, ConfigError> {
-    let (name, hypervisor) = select_hypervisor(&mut root)?;
-    let mut judge = Judge {
-        config: blank(files.first(), &name),
-        warnings: Vec::new(),
-        ignored: Vec::new(),
-        places: BTreeMap::new(),
-    };
-    let mut tables = BTreeMap::from([(Scope::Hypervisor, hypervisor)]);
-    for (key, node) in root {
-        let scope = match key.as_str() {
-            "runtime" => Scope::Runtime,
-            "factory" => Scope::Factory,
-            "slipway" => Scope::Slipway,
-            "agent" => {
-                judge.agents(into_table(node, "agent")?, &mut tables)?;
-                continue;
-            }
-            _ => {
-                judge.unknown(Scope::None, &key, node.place);
-                continue;
-            }
+    const HOST: Host = Host { cpus: 2, memory_mib: 4096 };
+
+    #[test]
+    fn the_option_goes_before_the_variable_and_that_before_the_places() {
+        let folder = tempfile::tempdir().expect("tempdir");
+        let path = |name: &str| folder.path().join(name);
+        for name in ["option", "variable", "second"] {
+            fs::write(path(name), format!("[runtime]\ndan_conf = \"/{name}\"")).expect("writes");
+        }
+        let (option, variable) = (path("option"), path("variable"));
+        let (first, second) = (path("first"), path("second"));
+        let dan_conf = |option: Option<&Path>, variable: Option<&OsStr>| {
+            let loaded = load_among(option, variable, &[&first, &second], HOST).expect("loads");
+            assert_eq!(loaded.warnings, []);
+            loaded.config.runtime.dan_conf
         };
-        let table = into_table(node, &key)?;
-        value::merge(tables.entry(scope).or_default(), table);
-    }
-    // The Rust runtime has the factory's table in the hypervisor's.
-    let hypervisor = tables.entry(Scope::Hypervisor).or_default();
-    if let Some(node) = hypervisor.remove("factory") {
-        let table = into_table(node, "factory")?;
-        value::merge(tables.entry(Scope::Factory).or_default(), table);
-    }
-    for scope in Scope::TABLES {
-        judge.table(scope, &name, tables.remove(&scope).unwrap_or_default())?;
-    }
-    judge.config.runtime.hypervisor_name = name;
-    judge.contradictions()?;
-    judge.warnings.extend(settle(&mut judge.config, host));
-    let Judge { config, warnings, ignored, .. } = judge;
-    Ok(Loaded { config, warnings, ignored, files })
-}
-
-/// The defaults, before [`settle`] knows what the host has.
-fn blank(file: Option<&PathBuf>, name: &str) -> KataConfig {
-    let mut config = KataConfig { file: file.cloned(), ..KataConfig::default() };
-    config.hypervisor.kind = kind_of(name).unwrap_or_default();
-    config.hypervisor.default_maxvcpus = 0;
-    config.hypervisor.default_maxmemory_mib = 0;
-    config
-}
-
-fn into_table(node: Node, name: &str) -> Result<Table, ConfigError> {
-    match node.value {
-        Value::Table(table) => Ok(table),
-        other => Err(ConfigError::BadValue {
-            place: node.place,
-            key: name.to_owned(),
-            value: other.to_string(),
-            remedy: format!("it is a table: write [{name}]"),
-        }),
-    }
-}
-
-fn kind_of(name: &str) -> Option<HypervisorKind> {
-    match name {
-        "qemu" => Some(HypervisorKind::Qemu),
-        "clh" | "cloud-hypervisor" => Some(HypervisorKind::CloudHypervisor),
-        _ => None,
-    }
-}
-
-/// Takes the `[hypervisor.*]` table that holds, with its name.
-fn select_hypervisor(root: &mut Table) -> Result<(String, Table), ConfigError> {
-    let mut tables = match root.remove("hypervisor") {
-        Some(node) => into_table(node, "hypervisor")?,
-        None => Table::new(),
-    };
-    let wanted = match root.get("runtime").map(|node| &node.value) {
-        Some(Value::Table(runtime)) => runtime.get("hypervisor_name"),
-        _ => None,
-    };
-    let name = match wanted {
-        Some(Node { place, value: Value::Text(name) }) if !name.is_empty() => {
-            let bad = |remedy: String| ConfigError::BadValue {
-                place: place.clone(),
-                key: "runtime.hypervisor_name".into(),
-                value: format!("{name:?}"),
-                remedy,
-            };
-            if kind_of(name).is_none() {
-                return Err(bad("slipway runs pods in qemu, clh or cloud-hypervisor".into()));
-            }
-            if !tables.is_empty() && !tables.contains_key(name) {
-                let there: Vec<_> =
-                    tables.keys().map(|name| format!("[hypervisor.{name}]")).collect();
-                let there = there.join(" and ");
-                return Err(bad(format!("there is {there}, but no [hypervisor.{name}]")));
-            }
-            name.clone()
-        }
-        // A value of another type is refused with all others of its table.
-        _ => {
-            let known = ["qemu", "clh", "cloud-hypervisor"];
-            match known.into_iter().find(|name| tables.contains_key(*name)) {
-                Some(name) => name.to_owned(),
-                None => match tables.iter().next() {
-                    None => "qemu".to_owned(),
-                    Some((name, node)) => {
-                        return Err(ConfigError::Refused {
-                            place: node.place.clone(),
-                            key: format!("hypervisor.{name}"),
-                            value: "{...}".into(),
-                            reason: "slipway runs pods in qemu, clh or cloud-hypervisor: take a file of Kata's for one of these".into(),
-                        });
-                    }
-                },
-            }
-        }
-    };
-    let table = match tables.remove(&name) {
-        Some(node) => into_table(node, &format!("hypervisor.{name}"))?,
-        None => Table::new(),
-    };
-    Ok((name, table))
-}
-
-impl Judge {
-    /// `[agent.kata]`, with the table in it; other agents are none of ours.
-    fn agents(
-        &mut self,
-        agents: Table,
-        tables: &mut BTreeMap<Scope, Table>,
-    ) -> Result<(), ConfigError> {
-        for (name, node) in agents {
-            if name != "kata" {
-                let message = format!("`agent.{name}` has no effect: the agent is `kata`");
-                self.warnings.push(Warning { place: Some(node.place), message });
-                continue;
-            }
-            let mut table = into_table(node, "agent.kata")?;
-            if let Some(node) = table.remove("mem_agent") {
-                tables.insert(Scope::MemAgent, into_table(node, "agent.kata.mem_agent")?);
-            }
-            tables.insert(Scope::Agent, table);
-        }
-        Ok(())
+        let variable = variable.as_os_str();
+        assert_eq!(dan_conf(Some(&option), Some(variable)), Path::new("/option"));
+        assert_eq!(dan_conf(None, Some(variable)), Path::new("/variable"));
+        assert_eq!(dan_conf(None, None), Path::new("/second"));
+        assert_eq!(dan_conf(Some(Path::new("")), Some(OsStr::new(""))), Path::new("/second"));
+        let missing = load_among(Some(&first), Some(variable), &[&second], HOST);
+        assert!(matches!(missing, Err(ConfigError::Read { file, .. }) if file == first));
     }
 
-    fn table(&mut self, scope: Scope, name: &str, table: Table) -> Result<(), ConfigError> {
-        let title = match scope {
-            Scope::Hypervisor => format!("hypervisor.{name}"),
-            other => other.table().to_owned(),
-        };
-        for (name, node) in table {
-            match keys::find(scope, &name) {
-                Some(key) => self.key(key, &format!("{title}.{name}"), node)?,
-                None => self.unknown(scope, &format!("{title}.{name}"), node.place),
-            }
-        }
-        Ok(())
+    #[test]
+    fn without_any_file_the_defaults_hold_and_a_warning_says_so() {
+        let loaded = load_first(&[Path::new("/nowhere/a.toml")], HOST).expect("defaults");
+        assert_eq!((&loaded.config.file, loaded.files.len()), (&None, 0));
+        assert_eq!(loaded.config.hypervisor.default_maxvcpus, 2);
+        let [warning] = &loaded.warnings[..] else { panic!("{loaded:?}") };
+        assert!(warning.message.contains("/nowhere/a.toml"), "{warning}");
     }
 
-    fn key(&mut self, key: &'static Key, title: &str, node: Node) -> Result<(), ConfigError> {
-        let Node { place, value } = node;
-        match key.deed {
-            Deed::Honoured(set) => {
-                if let Err(remedy) = set.put(&mut self.config, &value) {
-                    let (key, value) = (title.to_owned(), value.to_string());
-                    return Err(ConfigError::BadValue { place, key, value, remedy });
-                }
-                if let Some(name) = key.name {
-                    self.places.insert((key.scope, name), (place, value.to_string()));
-                }
-            }
-            Deed::Ignored => {
-                let message = format!("`{title}` has no effect: {}", key.note);
-                self.ignored.push(Warning { place: Some(place), message });
-            }
-            Deed::Refused(_) | Deed::Only(_) if !key.deed.refuses(&value) => {}
-            Deed::Refused(_) | Deed::Only(_) => {
-                let (key, value, reason) = (title.to_owned(), value.to_string(), key.note.into());
-                return Err(ConfigError::Refused { place, key, value, reason });
-            }
-        }
-        Ok(())
+    #[test]
+    fn our_own_place_comes_first_and_the_rust_runtimes_before_the_go_runtimes() {
+        assert!(DEFAULT_FILES[0].starts_with("/etc/slipway/"));
+        let is_rs: Vec<_> =
+            DEFAULT_FILES[1..].iter().map(|file| file.contains("runtime-rs")).collect();
+        assert_eq!(is_rs, [true, true, true, false, false]);
     }
-
-    /// A key that no dialect has: a typing error, most likely, so the nearest one is named.
-    fn unknown(&mut self, scope: Scope, title: &str, place: Place) {
-        let (table, name) = title.rsplit_once('.').unwrap_or(("", title));
-        let here = keys::all().filter(|key| key.scope == scope).filter_map(|key| key.name);
-        let home = keys::all().find(|key| key.name == Some(name) && key.scope != scope);
-        let hint = match (keys::nearest(name, here), home) {
-            (Some(near), _) => format!("; did you mean `{near}`?"),
-            (None, Some(home)) => format!("; it belongs under [{}]", home.scope.table()),
-            (None, None) if table.is_empty() => {
-                let tables = ["hypervisor", "factory", "agent", "runtime", "slipway"];
-                keys::nearest(name, tables)
-                    .map(|near| format!("; did you mean [{near}]?"))
-                    .unwrap_or_default()
-            }
-            (None, None) => String::new(),
-        };
-        let message = format!("`{title}` is not known and has no effect{hint}");
-        self.warnings.push(Warning { place: Some(place), message });
-    }
-
-    /// Keys that are right each, and wrong together.
-    fn contradictions(&self) -> Result<(), ConfigError> {
-        let bad = |scope: Scope, name: &'static str, remedy: &str| {
-            let (place, value) = match self.places.get(&(scope, name)) {
-                Some(found) => found.clone(),
-                // Only what stands in a file can contradict.
-                None => return Ok(()),
-            };
-            let key = match scope {
-                Scope::Hypervisor => {
-                    format!("hypervisor.{}.{name}", self.config.runtime.hypervisor_name)
-                }
-                other => format!("{}.{name}", other.table()),
-            };
-            Err(ConfigError::BadValue { place, key, value, remedy: remedy.to_owned() })
-        };
-        let KataConfig { hypervisor, runtime, .. } = &self.config;
-        if hypervisor.image.is_some() && hypervisor.initrd.is_some() {
-            let remedy = "`image` is set too, and a guest has one of them: set the other to \"\"";
-            return bad(Scope::Hypervisor, "initrd", remedy);
-        }
-        if runtime.disable_new_netns && runtime.internetworking_model != InternetworkingModel::None
-        {
-            let remedy = "it needs internetworking_model = \"none\"";
-            return bad(Scope::Runtime, "disable_new_netns", remedy);
-        }
-        Ok(())
-    }
-}
-
-/// Gives the numbers that mean "the host's" their value, and keeps the others within what the host
-/// has, as Kata does.
-pub(crate) fn settle(config: &mut KataConfig, host: Host) -> Vec<Warning> {
-    let mut warnings = Vec::new();
-    let mut lowered = |name: &str, from: String, to: String, why: &str| {
-        let message = format!("{name} = {from} was lowered to {to}: {why}");
-        warnings.push(Warning { place: None, message });
-    };
-    let machine = &mut config.hypervisor;
-    let cpus = host.cpus.max(1);
-    if machine.default_maxvcpus > cpus {
-        let (from, to) = (machine.default_maxvcpus.to_string(), cpus.to_string());
-        lowered("default_maxvcpus", from, to, "the host has no more processors");
-    }
-    if machine.default_maxvcpus == 0 || machine.default_maxvcpus > cpus {
-        machine.default_maxvcpus = cpus;
-    }
-    let most = machine.default_maxvcpus as f32;
-    if machine.default_vcpus > most {
-        let (from, to) = (machine.default_vcpus.to_string(), most.to_string());
-        lowered("default_vcpus", from, to, "default_maxvcpus allows no more");
-    }
-    machine.default_vcpus = match machine.default_vcpus {
-        count if count < 0.0 => most,
-        0.0 => 1.0_f32.min(most),
-        count => count.min(most),
-    };
-    if machine.default_memory_mib == 0 {
-        machine.default_memory_mib = crate::Hypervisor::default().default_memory_mib;
-    }
-    let memory = u64::from(machine.default_memory_mib);
-    let most = host.memory_mib.max(memory);
-    if machine.default_maxmemory_mib > most {
-        let (from, to) = (machine.default_maxmemory_mib.to_string(), most.to_string());
-        lowered("default_maxmemory", from, to, "the host has no more memory");
-    }
-    machine.default_maxmemory_mib = match machine.default_maxmemory_mib {
-        0 => most,
-        mib => mib.min(most).max(memory),
-    };
-    warnings
 }

@@ -81,12 +81,6 @@ pub struct Hypervisor {
     pub enable_debug: bool,
     /// Share a container's root file system even where the snapshotter gives a block device.
     pub disable_block_device_use: bool,
-    /// How a block device is given to the guest.
-    pub block_device_driver: BlockDriver,
-    /// How QEMU reads and writes a block device.
-    pub block_device_aio: BlockAio,
-    /// Guest memory from the host's huge pages.
-    pub enable_hugepages: bool,
     /// Folder of OCI hooks in the guest; empty: none.
     pub guest_hook_path: String,
     /// Regular expressions: the `config.hypervisor` annotations that pods may use.
@@ -122,9 +116,6 @@ impl Default for Hypervisor {
             network_queues: 1,
             enable_debug: false,
             disable_block_device_use: false,
-            block_device_driver: BlockDriver::default(),
-            block_device_aio: BlockAio::default(),
-            enable_hugepages: false,
             guest_hook_path: String::new(),
             enable_annotations: Vec::new(),
             valid_hypervisor_paths: Vec::new(),
@@ -339,34 +330,6 @@ choices! {
         Auto = "auto",
         /// Everything for ever.
         Always = "always",
-    }
-}
-
-choices! {
-    /// How a block device is given to the guest.
-    BlockDriver {
-        /// virtio-blk on PCI.
-        #[default]
-        VirtioBlkPci = "virtio-blk-pci" | "virtio-blk",
-        /// virtio-blk on virtio-mmio.
-        VirtioBlkMmio = "virtio-blk-mmio" | "virtio-mmio",
-        /// A disk of a virtio-scsi controller.
-        VirtioScsi = "virtio-scsi",
-        /// Persistent memory.
-        VirtioPmem = "virtio-pmem" | "nvdimm",
-    }
-}
-
-choices! {
-    /// How QEMU reads and writes a block device.
-    BlockAio {
-        /// The kernel's io_uring.
-        #[default]
-        IoUring = "io_uring",
-        /// The kernel's older asynchronous I/O.
-        Native = "native",
-        /// Threads of QEMU's.
-        Threads = "threads",
     }
 }
 

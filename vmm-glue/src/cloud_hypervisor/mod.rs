@@ -10,8 +10,9 @@
 //! in `vm.boot` until the switch connects; the limit of the specification holds for all of it.
 //!
 //! # What differs from QEMU
-//! KVM only, one machine model, a kernel is required, no virtio-serial ports (so no control socket),
-//! at most one queue pair per vCPU. Each is refused by name. After a lost connection it waits for
+//! KVM only, one machine model, a kernel is required, no virtio-serial ports (so no control socket, and
+//! the agent is behind its own hybrid vsock), at most one queue pair per vCPU. Each is refused by
+//! name. It numbers the slots of its disks itself, and tells that of a plugged one. After a lost connection it waits for
 //! the switch for 60 s and then gives the NIC up.
 //!
 //! # Bounds

@@ -361,3 +361,16 @@ impl Vm for CloudHypervisorVm {
         self.child.console()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_slot_of_a_plugged_disk_is_read_from_its_address() {
+        assert_eq!(slot_of("0000:00:1f.0"), Some(0x1f));
+        for bad in ["", "0000:00:20.0", "0000:00:05", "5"] {
+            assert_eq!(slot_of(bad), None, "{bad:?}");
+        }
+    }
+}

@@ -59,17 +59,17 @@ pub(super) fn disks(args: &mut Arguments, spec: CheckedSpec<'_>) -> Result<(), V
         args.pair("-blockdev", block_node(&spec.name, index, disk)?.to_string());
         let (device, slot) = (on_bus("virtio-blk", spec, 2), disk_slot(index));
         let place = match spec.machine {
-            Machine::Q35 => format!("bus=pcie.0,addr={slot:x}"),
-            // The guest counts from the lowest transport, QEMU hands out the highest first.
-            Machine::Microvm => format!("bus=virtio-mmio-bus.{index}"),
+            Machine::Q35 => format!(",bus=pcie.0,addr={slot:x}"),
+            // QEMU hands out the highest transport first, and there the guest starts to count.
+            Machine::Microvm => String::new(),
         };
         let (id, node) = (device_id(&disk.id), node_name(index));
-        args.pair("-device", format!("{device},{place},drive={node},id={id}"));
+        args.pair("-device", format!("{device}{place},drive={node},id={id}"));
     }
     Ok(())
 }
 
-/// Each port serves one disk: by native PCIe hot-plug, which needs no ACPI in the guest.
+/// Each port serves one disk.
 pub(super) fn disk_ports(args: &mut Arguments, spec: CheckedSpec<'_>) {
     for index in 0..usize::from(spec.disk_slots) {
         let ((id, slot), chassis) = (port(index), index + 1);

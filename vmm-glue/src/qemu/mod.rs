@@ -14,6 +14,9 @@
 //! takes it up with the next connection. So the switch must go on trying while a VM boots; if it
 //! does not come, the boot ends with an error that names the sockets.
 //!
+//! The helpers of shares and of a vsock work the other way round: they listen, QEMU connects while it
+//! builds the device, and ends if nobody is there. So they start before it.
+//!
 //! # What is the machine's, and what is the guest's
 //! The model, its CPU and its devices are chosen here, by accelerator, and so are the kernel
 //! parameters that follow from them; under TCG all for a quick boot, since there a boot is nothing

@@ -19,7 +19,9 @@ use tokio::runtime;
 use vmm_glue::accel::AccelChoice;
 
 use crate::deps::{self, Purpose};
-use crate::rig::{Image, Leftovers, NetworkSnapshot};
+use crate::rig::{
+    Image, Leftovers, NetworkSnapshot, RUNC, Runtime, SLIPWAY, oci_image, slipway_programs,
+};
 use crate::{guest, interrupt, workspace};
 use act::{Act, Stage};
 use progress::Progress;
@@ -27,6 +29,8 @@ use report::Report;
 use trace::Tracer;
 
 mod act;
+mod pods;
+mod programs;
 mod progress;
 mod report;
 mod size;
@@ -41,6 +45,9 @@ pub struct Arguments {
     /// How much to send from one guest to the other: bytes, with k, M or G if you like
     #[arg(long, default_value = "100M", value_parser = size::parse)]
     bytes: u64,
+    /// Show two pods of this runtime on a private containerd, instead of two bare VMs
+    #[arg(long, value_parser = runtime_named)]
+    pods: Option<Runtime>,
     /// Use this slipwayd instead of building one
     #[arg(long, value_name = "FILE")]
     slipwayd: Option<PathBuf>,
@@ -56,10 +63,37 @@ struct Prepared {
 /// Runs `cargo xtask demo`.
 pub fn main(arguments: &Arguments) -> Result<()> {
     let progress = Progress::new();
+    if let Some(runtime) = arguments.pods {
+        let tracer = prepare_pods(runtime, &progress)?;
+        return block_on(pods::show(runtime, tracer, &progress));
+    }
     let prepared = prepare(arguments, &progress)?;
+    block_on(show(arguments, prepared, &progress))
+}
+
+fn block_on(work: impl Future<Output = Result<()>>) -> Result<()> {
     let runtime = runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.context("Failed to start a runtime")?;
-    runtime.block_on(show(arguments, prepared, &progress))
+    runtime.context("Failed to start a runtime")?.block_on(work)
+}
+
+fn runtime_named(name: &str) -> Result<Runtime, String> {
+    let all = [RUNC, SLIPWAY];
+    let found = all.into_iter().find(|runtime| runtime.handler == name);
+    found.ok_or_else(|| {
+        let names = all.map(|runtime| runtime.handler);
+        format!("there is no such runtime here: take {}", names.join(" or "))
+    })
+}
+
+fn prepare_pods(runtime: Runtime, progress: &Progress) -> Result<Tracer> {
+    let purposes = [Purpose::Vm, Purpose::Trace, Purpose::Pods];
+    progress.blocking_step("Debian packages", || deps::ensure(&purposes))?;
+    if runtime.has_vm {
+        progress.blocking_step("slipway, in release", slipway_programs)?;
+        progress.blocking_step("Guest image", || guest::ensure(false))?;
+    }
+    progress.blocking_step("The pods' image", oci_image::ensure)?;
+    progress.blocking_step("A trial of strace", Tracer::new)
 }
 
 fn prepare(arguments: &Arguments, progress: &Progress) -> Result<Prepared> {

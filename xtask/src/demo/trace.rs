@@ -7,18 +7,26 @@
 //! A process can send to rtnetlink only by a socket of that family, and inherits none from us, so
 //! what is counted here is all there is. When tracing is not allowed the count is unknown, never zero.
 
+use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, BufRead, BufReader};
+use std::io::BufReader;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::Result;
 
+use super::programs::{self, Counts};
 use crate::command;
 
 const STRACE: &str = "strace";
-const OPTIONS: [&str; 5] =
-    ["-f", "--seccomp-bpf", "-e", "trace=socket,sendto,sendmsg,sendmmsg", "-yy"];
+/// The calls from execve on tell which program a process is: see [`super::programs`].
+const OPTIONS: [&str; 5] = [
+    "-f",
+    "--seccomp-bpf",
+    "-e",
+    "trace=socket,sendto,sendmsg,sendmmsg,execve,clone,clone3,fork,vfork",
+    "-yy",
+];
 
 /// Traces processes, or knows why not.
 #[derive(Debug)]
@@ -75,79 +83,42 @@ impl Tracer {
 
     /// The sum over all processes, which must have ended.
     pub fn count(self) -> Netlink {
-        if let Some(reason) = self.refusal {
-            return Netlink::NotMeasured(reason);
+        match self.count_by_program() {
+            Ok(programs) => Netlink::Counted {
+                sockets: programs.values().map(|counts| counts.sockets).sum(),
+                messages: programs.values().map(|counts| counts.messages).sum(),
+            },
+            Err(reason) => Netlink::NotMeasured(reason),
         }
-        let (mut sockets, mut messages) = (0, 0);
+    }
+
+    /// The sum over all processes, which must have ended, for each program by its name.
+    ///
+    /// # Errors
+    /// Why they were not seen.
+    pub fn count_by_program(self) -> Result<BTreeMap<String, Counts>, String> {
+        if let Some(reason) = self.refusal {
+            return Err(reason);
+        }
+        let mut all = BTreeMap::<String, Counts>::new();
         for path in self.files {
-            match fs::File::open(&path).map(BufReader::new).and_then(count) {
-                // Each of them has at least one UNIX socket.
-                Ok(Counts { calls: 0, .. }) => {
-                    return Netlink::NotMeasured(format!("{} is empty", path.display()));
-                }
-                Ok(counts) => {
-                    sockets += counts.sockets;
-                    messages += counts.messages;
-                }
-                Err(error) => {
-                    return Netlink::NotMeasured(format!("{}: {error}", path.display()));
-                }
+            let counted = fs::File::open(&path).map(BufReader::new).and_then(programs::count);
+            let counted = counted.map_err(|error| format!("{}: {error}", path.display()))?;
+            // Each of them has at least one UNIX socket.
+            if counted.values().all(|counts| counts.calls == 0) {
+                return Err(format!("{} is empty", path.display()));
+            }
+            for (program, counts) in counted {
+                all.entry(program).or_default().add(counts);
             }
         }
-        Netlink::Counted { sockets, messages }
+        Ok(all)
     }
-}
-
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Counts {
-    calls: u64,
-    sockets: u64,
-    messages: u64,
-}
-
-/// Reads a trace. A call that was interrupted by another thread's has a second line that begins with
-/// `<...` and does not count.
-fn count(trace: impl BufRead) -> io::Result<Counts> {
-    let mut counts = Counts::default();
-    for line in trace.split(b'\n') {
-        let line = line?;
-        let line = String::from_utf8_lossy(&line);
-        // Each line begins with the thread's number.
-        let call = line.trim_start_matches(|c: char| c.is_ascii_digit() || c == ' ');
-        if call.starts_with("socket(") {
-            counts.calls += 1;
-            let is_route = call.contains("AF_NETLINK") && call.contains("NETLINK_ROUTE");
-            counts.sockets += u64::from(is_route);
-        } else if call.starts_with("send") {
-            counts.calls += 1;
-            // The descriptor comes first, with what it is: `sendto(3<NETLINK:[ROUTE:7]>, ...`.
-            let (descriptor, _) = call.split_once(',').unwrap_or((call, ""));
-            counts.messages += u64::from(descriptor.contains("<NETLINK:[ROUTE"));
-        }
-    }
-    Ok(counts)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn sockets_and_messages_of_rtnetlink_are_counted_and_no_others() {
-        let trace = "\
-            12 socket(AF_UNIX, SOCK_STREAM|SOCK_CLOEXEC, 0) = 4<UNIX-STREAM:[99]>\n\
-            12 socket(AF_NETLINK, SOCK_RAW|SOCK_CLOEXEC, NETLINK_ROUTE) = 5<NETLINK:[ROUTE:12]>\n\
-            12 socket(AF_NETLINK, SOCK_RAW, NETLINK_ROUTE <unfinished ...>\n\
-            13 sendto(4<UNIX-STREAM:[99]>, \"<NETLINK:[ROUTE:1]>\", 19, 0, NULL, 0) = 19\n\
-            12 <... socket resumed>) = 6<NETLINK:[ROUTE:-1]>\n\
-            12 socket(AF_NETLINK, SOCK_DGRAM, NETLINK_KOBJECT_UEVENT) = 7<NETLINK:[KOBJECT_UEVENT:1]>\n\
-            12 sendto(5<NETLINK:[ROUTE:12]>, [{nlmsg_len=20, ...}], 20, 0, NULL, 0) = 20\n\
-            12 sendmsg(6<NETLINK:[ROUTE:-1]>, {msg_name=NULL}, 0) = 20\n\
-            12 sendmsg(7<NETLINK:[KOBJECT_UEVENT:1]>, {msg_name=NULL}, 0) = 20\n\
-            12 +++ exited with 0 +++\n";
-        let counts = count(trace.as_bytes()).unwrap();
-        assert_eq!(counts, Counts { calls: 8, sockets: 2, messages: 2 });
-    }
 
     /// Where tracing is allowed a real rtnetlink message is counted; elsewhere the reason is told.
     #[test]

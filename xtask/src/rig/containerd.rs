@@ -53,6 +53,8 @@ pub struct Handler {
     pub runtime_type: &'static str,
     /// The CNI configuration list of its pods.
     pub network: String,
+    /// The shim's configuration file, if it takes one.
+    pub config: Option<PathBuf>,
 }
 
 /// How to run it.
@@ -68,8 +70,8 @@ pub struct Settings {
     pub handlers: Vec<Handler>,
     /// Who keeps the layers.
     pub snapshotter: Snapshotter,
-    /// Further environment variables, which shims inherit.
-    pub environment: Vec<(String, String)>,
+    /// What to run it under, see [`vmm_glue::VmSpec::wrapper`]; its shims and plugins run under it, too.
+    pub wrapper: Vec<String>,
 }
 
 /// A running containerd. Dropping it kills the process; its shims and pods stay, as it should be, until their
@@ -101,19 +103,21 @@ impl Containerd {
     /// See [`Containerd::start`]; it runs.
     pub async fn launch(&self) -> Result<()> {
         ensure!(self.child().is_none(), "containerd runs");
-        let Settings { folder, programs, environment, .. } = &self.settings;
+        let Settings { folder, programs, wrapper: inner, .. } = &self.settings;
         let path = std::env::var("PATH").unwrap_or_default();
         let path: Vec<_> =
             programs.iter().map(|program| program.display().to_string()).chain([path]).collect();
         let mut wrapper = self.wrapper.clone();
         wrapper.extend(["env".to_owned(), format!("PATH={}", path.join(":"))]);
-        wrapper.extend(environment.iter().map(|(name, value)| format!("{name}={value}")));
+        wrapper.extend(inner.iter().cloned());
         let child = Child::spawn(Launch {
             name: "containerd".to_owned(),
             program: "containerd".into(),
             args: vec!["--config".into(), folder.join("config.toml").into()],
             wrapper,
             console_file: None,
+            stdin: None,
+            cgroup_procs: Vec::new(),
         })
         .await?;
         match timeout(LIMIT, child.stderr().wait_for(READY)).await {
@@ -287,6 +291,15 @@ container_annotations = ["io.katacontainers.*"]
                 runtime_type = handler.runtime_type,
                 conf_dir = self.networks(handler).display(),
             );
+            if let Some(file) = &handler.config {
+                config += &format!(
+                    r#"[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.{}.options]
+ConfigPath = "{}"
+"#,
+                    handler.name,
+                    file.display(),
+                );
+            }
         }
         Ok(config)
     }

@@ -21,8 +21,10 @@ mod guest;
 mod leftovers;
 mod node;
 pub mod oci_image;
+mod pod;
 mod private_host;
 mod remains;
+mod runtime;
 mod slipwayd;
 mod tar;
 
@@ -34,12 +36,11 @@ use anyhow::{Context as _, Result};
 pub use containerd::{Containerd, Handler, Settings, Snapshotter};
 pub use guest::{Guest, GuestPlan, Image, VNI};
 pub use leftovers::{Leftovers, NetworkSnapshot};
-pub use node::{
-    Container, ContainerSpec, Executed, LogLine, Network, Node, Pod, RUNC, Runtime, namespaces,
-    write_volume,
-};
+pub use node::Node;
+pub use pod::{Container, ContainerSpec, Executed, LogLine, Pod, namespaces, write_volume};
 pub use private_host::PrivateHost;
 pub use remains::{Cgroups, Remains};
+pub use runtime::{Network, RUNC, Runtime, SLIPWAY, slipway_programs};
 pub use slipwayd::{Slipwayd, last_core, program};
 
 fn write(path: &Path, contents: &str) -> Result<()> {

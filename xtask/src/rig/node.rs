@@ -13,108 +13,39 @@
 //! dropped takes everything with it unseen.
 
 use std::fs;
-use std::io;
-use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
-use serde_json::json;
+use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tempfile::TempDir;
 use tokio::process::Command;
 use tokio::task::{self, JoinSet};
-use tokio::time::{sleep, timeout};
 
-use super::containerd::{Containerd, Handler, Settings, Snapshotter};
+use super::containerd::{Containerd, Settings, Snapshotter};
 use super::cri::Cri;
 use super::cri::messages::{
-    ContainerConfig, ContainerMetadata, ContainerState, DnsConfig, ImageSpec, KeyValue,
-    LinuxContainerConfig, LinuxContainerResources, LinuxContainerSecurityContext,
-    LinuxPodSandboxConfig, LinuxSandboxSecurityContext, Mount, NamespaceMode, NamespaceOption,
-    PodSandboxConfig, PodSandboxMetadata,
+    DnsConfig, LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NamespaceMode, PodSandboxConfig,
+    PodSandboxMetadata,
 };
-use super::private_host::PrivateHost;
+use super::oci_image;
+use super::pod::{Pod, namespaces};
+use super::private_host::{PrivateHost, only_child};
 use super::remains::{Cgroups, Remains};
-use super::{oci_image, write};
-
-/// Where Debian puts the stock CNI plugins.
-const STOCK_PLUGINS: &str = "/usr/lib/cni";
-/// For what takes seconds on an idle machine.
-const LIMIT: Duration = Duration::from_secs(120);
-const PAUSE: Duration = Duration::from_millis(20);
-
-/// Who runs the pods of a node, and what tests must know of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Runtime {
-    /// What pods ask for, and what the shim's program is named after.
-    pub handler: &'static str,
-    /// For `ctr run --runtime`.
-    pub runtime_type: &'static str,
-    /// Who connects the pods.
-    pub network: Network,
-    /// Each pod has a kernel of its own.
-    pub has_vm: bool,
-}
-
-/// Who connects the pods of a runtime.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Network {
-    /// Stock plugins: a bridge and a pair of veth devices for each pod.
-    Bridge,
-}
-
-/// What every containerd can do; it tests the tests.
-pub const RUNC: Runtime = Runtime {
-    handler: "runc",
-    runtime_type: "io.containerd.runc.v2",
-    network: Network::Bridge,
-    has_vm: false,
-};
-
-impl Network {
-    /// The address of the host in the pods' network.
-    pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 88, 0, 1);
-
-    /// The device that the first pod of a node makes, and that stays: it is the node's.
-    const fn device_of_node(self) -> &'static str {
-        match self {
-            Self::Bridge => "slipway-br",
-        }
-    }
-
-    fn plugins(self) -> &'static [&'static str] {
-        match self {
-            Self::Bridge => &["bridge", "host-local", "loopback"],
-        }
-    }
-
-    /// The CNI configuration list. `folder` is for the plugins' own files.
-    fn conflist(self, folder: &Path) -> String {
-        let Self::Bridge = self;
-        let ipam = json!({
-            "type": "host-local",
-            "dataDir": folder.join("addresses"),
-            "ranges": [[{"subnet": "10.88.0.0/16"}]],
-            "routes": [{"dst": "0.0.0.0/0"}],
-        });
-        let bridge = json!({
-            "type": "bridge",
-            "bridge": self.device_of_node(),
-            "isGateway": true,
-            "ipam": ipam,
-        });
-        json!({"cniVersion": "0.4.0", "name": "pods", "plugins": [bridge]}).to_string()
-    }
-}
+use super::runtime::{Parts, Runtime};
+use super::slipwayd::Slipwayd;
+use vmm_glue::ExitCause;
 
 /// A node. Dropping it ends all that runs on it.
 #[derive(Debug)]
 pub struct Node {
     runtime: Runtime,
+    config: Option<PathBuf>,
     pods_made: AtomicU32,
     // In this order: each needs those below it.
     containerd: Containerd,
+    slipwayd: Option<Slipwayd>,
     host: PrivateHost,
     cgroups: Cgroups,
     folder: TempDir,
@@ -127,30 +58,40 @@ impl Node {
     /// # Errors
     /// We are not root, packages are missing, or one of the parts does not start, in its words.
     pub async fn start(runtime: Runtime) -> Result<Self> {
+        Self::start_under(runtime, |_| Vec::new()).await
+    }
+
+    /// The same, with containerd and the switch under wrappers, see [`vmm_glue::VmSpec::wrapper`].
+    /// `wrapper` is told who is to be wrapped.
+    ///
+    /// # Errors
+    /// See [`Node::start`].
+    pub async fn start_under(
+        runtime: Runtime,
+        mut wrapper: impl FnMut(&str) -> Vec<String>,
+    ) -> Result<Self> {
         let image = task::spawn_blocking(oci_image::ensure).await.context("No thread")??;
         let folder = tempfile::Builder::new().prefix("slipway-node-").tempdir();
         let folder = folder.context("Failed to make a folder for the node")?;
-        let name = folder.path().file_name().context("The folder has no name")?;
+        let path = folder.path();
+        let name = path.file_name().context("The folder has no name")?;
         let cgroups = Cgroups::below(&name.to_string_lossy());
         let host = PrivateHost::start().await?;
-        let plugins = runtime.network.plugins().iter();
-        let handler = Handler {
-            name: runtime.handler,
-            runtime_type: runtime.runtime_type,
-            network: runtime.network.conflist(folder.path()),
-        };
+        let parts = runtime.start(&host, path, &mut wrapper).await?;
+        let Parts { handler, programs, plugins, slipwayd } = parts;
+        let config = handler.config.clone();
         let settings = Settings {
-            folder: folder.path().to_owned(),
-            programs: Vec::new(),
-            plugins: plugins.map(|plugin| Path::new(STOCK_PLUGINS).join(plugin)).collect(),
+            folder: path.to_owned(),
+            programs,
+            plugins,
             handlers: vec![handler],
             snapshotter: Snapshotter::Overlayfs,
-            environment: Vec::new(),
+            wrapper: wrapper("containerd"),
         };
         let containerd = Containerd::start(&host, settings).await?;
         containerd.import(&host, &image.archive).await?;
         let pods_made = AtomicU32::new(0);
-        Ok(Self { runtime, pods_made, containerd, host, cgroups, folder, image })
+        Ok(Self { runtime, config, pods_made, containerd, slipwayd, host, cgroups, folder, image })
     }
 
     /// Who runs the pods.
@@ -168,14 +109,32 @@ impl Node {
         &self.containerd
     }
 
-    /// The last lines of containerd's log.
+    /// The switch, if the runtime has one.
+    pub fn slipwayd(&self) -> Option<&Slipwayd> {
+        self.slipwayd.as_ref()
+    }
+
+    /// The last lines of the logs of containerd with its shims, and of the switch.
     pub fn log_tail(&self) -> String {
-        self.containerd.log_tail()
+        let mut text = format!("containerd:\n{}", self.containerd.log_tail());
+        if let Some(slipwayd) = &self.slipwayd {
+            text += &format!("\nslipwayd:\n{}", slipwayd.log_tail());
+        }
+        text
     }
 
     /// The host: what reaches pods from outside runs there.
     pub fn host(&self) -> &PrivateHost {
         &self.host
+    }
+
+    /// The namespaces of all pods' networks, for `nsenter` on the host.
+    ///
+    /// # Errors
+    /// The host is gone.
+    pub fn pod_namespaces(&self) -> Result<Vec<PathBuf>> {
+        let names = self.host.namespaces()?;
+        Ok(names.iter().map(|name| Path::new("/run/netns").join(name)).collect())
     }
 
     /// For the caller's files, too.
@@ -193,6 +152,9 @@ impl Node {
         let mut command = self.containerd.ctr(&self.host, "default");
         command.args(["run", "--rm", "--runtime", self.runtime.runtime_type]);
         command.args(["--cgroup", &self.cgroups.path(id)]);
+        if let Some(config) = &self.config {
+            command.arg("--runtime-config-path").arg(config);
+        }
         command
     }
 
@@ -277,7 +239,7 @@ impl Node {
         let network = self.cri().pod_status(&id).await?.network;
         let ip = network.context("The pod has no network")?.ip;
         let address = ip.parse().with_context(|| format!("'{ip}' is no address"))?;
-        Ok(Pod { node: self, id, address, config })
+        Ok(Pod::new(self, id, address, config))
     }
 
     /// Removes all pods, looks for what is left of them, and ends everything.
@@ -291,7 +253,15 @@ impl Node {
         }
         let remains = self.settle().await?;
         ensure!(remains.is_empty(), "Something is left of the pods: {remains}");
-        self.containerd.stop().await
+        self.containerd.stop().await?;
+        if let Some(slipwayd) = self.slipwayd {
+            // Our child is nsenter, which passes no signals on.
+            let pid = Pid::from_raw(only_child(slipwayd.pid())?.cast_signed());
+            kill(pid, Signal::SIGTERM).context("Failed to signal slipwayd")?;
+            let report = slipwayd.ended().await;
+            ensure!(report.cause == ExitCause::Code(0), "{report}");
+        }
+        Ok(())
     }
 
     /// What is left on the host, once it is nothing or after a few seconds.
@@ -302,271 +272,4 @@ impl Node {
         let devices = ["lo", self.runtime.network.device_of_node()];
         Remains::settle(&self.host, &self.cgroups, &devices).await
     }
-}
-
-/// A pod. Dropping the handle leaves it to its node.
-#[derive(Debug)]
-pub struct Pod<'a> {
-    node: &'a Node,
-    id: String,
-    address: Ipv4Addr,
-    config: PodSandboxConfig,
-}
-
-impl<'a> Pod<'a> {
-    /// By which containerd knows it.
-    pub fn id(&self) -> &str {
-        &self.id
-    }
-
-    /// Where it can be reached.
-    pub fn address(&self) -> Ipv4Addr {
-        self.address
-    }
-
-    /// Makes and starts a container.
-    ///
-    /// # Errors
-    /// As containerd says.
-    pub async fn run(&self, spec: ContainerSpec) -> Result<Container<'a>> {
-        let cri = self.node.cri();
-        let log = Path::new(&self.config.log_directory).join(&spec.0.log_path);
-        let id = cri.create_container(&self.id, spec.0, self.config.clone()).await?;
-        cri.start_container(&id).await?;
-        Ok(Container { node: self.node, id, log })
-    }
-
-    /// Makes and starts a container that waits until it is killed, for commands to run in.
-    ///
-    /// # Errors
-    /// As containerd says.
-    pub async fn idle(&self, name: &str) -> Result<Container<'a>> {
-        self.run(ContainerSpec::new(name, &["sleep", "1000000"])).await
-    }
-
-    /// Stops and removes it.
-    ///
-    /// # Errors
-    /// As containerd says.
-    pub async fn remove(self) -> Result<()> {
-        self.node.cri().stop_pod(&self.id).await?;
-        self.node.cri().remove_pod(&self.id).await
-    }
-}
-
-/// What to ask for a container.
-#[derive(Debug, Clone, PartialEq)]
-pub struct ContainerSpec(pub ContainerConfig);
-
-impl ContainerSpec {
-    /// Runs `command` of the image of all pods; it logs to `<name>.log`.
-    pub fn new(name: &str, command: &[&str]) -> Self {
-        let linux = LinuxContainerConfig {
-            security_context: Some(LinuxContainerSecurityContext {
-                namespace_options: namespaces(NamespaceMode::Container),
-            }),
-            ..LinuxContainerConfig::default()
-        };
-        Self(ContainerConfig {
-            linux: Some(linux),
-            metadata: Some(ContainerMetadata { name: name.to_owned(), attempt: 0 }),
-            image: Some(ImageSpec { image: oci_image::NAME.to_owned() }),
-            command: command.iter().map(|&word| word.to_owned()).collect(),
-            log_path: format!("{name}.log"),
-            ..ContainerConfig::default()
-        })
-    }
-
-    /// Runs the shell `script`.
-    pub fn shell(name: &str, script: &str) -> Self {
-        Self::new(name, &["sh", "-c", script])
-    }
-
-    /// Sets what it may consume.
-    #[must_use]
-    pub fn limits(mut self, resources: LinuxContainerResources) -> Self {
-        self.0.linux.get_or_insert_default().resources = Some(resources);
-        self
-    }
-
-    /// Makes it see the processes of its pod. The pod must be asked for the same.
-    #[must_use]
-    pub fn sharing_processes(mut self) -> Self {
-        let context = self.0.linux.get_or_insert_default().security_context.get_or_insert_default();
-        context.namespace_options = namespaces(NamespaceMode::Pod);
-        self
-    }
-
-    /// Sets an environment variable.
-    #[must_use]
-    pub fn env(mut self, key: &str, value: &str) -> Self {
-        self.0.envs.push(KeyValue { key: key.to_owned(), value: value.to_owned() });
-        self
-    }
-
-    /// Shows the host's file or folder `from` as `to`.
-    #[must_use]
-    pub fn mount(mut self, from: &Path, to: &str, readonly: bool) -> Self {
-        let host_path = from.display().to_string();
-        self.0.mounts.push(Mount { container_path: to.to_owned(), host_path, readonly });
-        self
-    }
-}
-
-/// A container. Dropping the handle leaves it to its pod.
-#[derive(Debug)]
-pub struct Container<'a> {
-    node: &'a Node,
-    id: String,
-    log: PathBuf,
-}
-
-/// A line that a container printed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LogLine {
-    /// `stdout` or `stderr`.
-    pub stream: String,
-    /// Without its end.
-    pub text: String,
-}
-
-impl Container<'_> {
-    /// By which containerd knows it.
-    pub fn id(&self) -> &str {
-        &self.id
-    }
-
-    /// Runs a command in it, and returns how that ended.
-    ///
-    /// # Errors
-    /// As containerd says; a command that fails is no error here.
-    pub async fn exec(&self, command: &[&str]) -> Result<Executed> {
-        let answer = self.node.cri().exec(&self.id, command, LIMIT).await?;
-        Ok(Executed {
-            code: answer.exit_code,
-            stdout: String::from_utf8_lossy(&answer.stdout).into_owned(),
-            stderr: String::from_utf8_lossy(&answer.stderr).into_owned(),
-        })
-    }
-
-    /// Runs a shell's `script` in it, and returns what that printed.
-    ///
-    /// # Errors
-    /// As containerd says; the script failed.
-    pub async fn shell(&self, script: &str) -> Result<String> {
-        let executed = self.exec(&["sh", "-c", script]).await?;
-        ensure!(executed.code == 0, "{script}: {executed:?}");
-        Ok(executed.stdout)
-    }
-
-    /// Returns once it has ended, with its exit code.
-    ///
-    /// # Errors
-    /// As containerd says; it does not end.
-    pub async fn ended(&self) -> Result<i32> {
-        let ended = async {
-            loop {
-                let status = self.node.cri().container_status(&self.id).await?;
-                if status.state() == ContainerState::Exited {
-                    return Ok(status.exit_code);
-                }
-                sleep(PAUSE).await;
-            }
-        };
-        timeout(LIMIT, ended).await.with_context(|| format!("It did not end within {LIMIT:?}"))?
-    }
-
-    /// What it has printed so far.
-    ///
-    /// # Errors
-    /// The file cannot be read, or is not what the CRI demands.
-    pub fn log(&self) -> Result<Vec<LogLine>> {
-        let text = match fs::read_to_string(&self.log) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            other => other.with_context(|| format!("Failed to read {}", self.log.display()))?,
-        };
-        // The last line may be in the making.
-        let (whole, _) = text.rsplit_once('\n').unwrap_or_default();
-        whole.lines().map(LogLine::parse).collect()
-    }
-
-    /// Returns once it has printed a line with `text`.
-    ///
-    /// # Errors
-    /// It does not.
-    pub async fn printed(&self, text: &str) -> Result<()> {
-        let printed = async {
-            while !self.log()?.iter().any(|line| line.text.contains(text)) {
-                sleep(PAUSE).await;
-            }
-            Ok(())
-        };
-        match timeout(LIMIT, printed).await {
-            Ok(outcome) => outcome,
-            Err(_) => {
-                let log = self.log()?;
-                let last = &log[log.len().saturating_sub(5)..];
-                bail!("'{text}' was not printed within {LIMIT:?}; the last lines are {last:?}")
-            }
-        }
-    }
-
-    /// Ends it by its stop signal, and by SIGKILL after `grace`.
-    ///
-    /// # Errors
-    /// As containerd says.
-    pub async fn stop(&self, grace: Duration) -> Result<()> {
-        self.node.cri().stop_container(&self.id, grace).await
-    }
-
-    /// Removes it.
-    ///
-    /// # Errors
-    /// As containerd says.
-    pub async fn remove(self) -> Result<()> {
-        self.node.cri().remove_container(&self.id).await
-    }
-}
-
-/// What a kubelet asks for: network and shared memory are the pod's, `processes` are as said.
-pub fn namespaces(processes: NamespaceMode) -> Option<NamespaceOption> {
-    let shared = NamespaceMode::Pod.into();
-    Some(NamespaceOption { network: shared, pid: processes.into(), ipc: shared })
-}
-
-/// How a command in a container ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Executed {
-    /// Its exit code.
-    pub code: i32,
-    /// What it printed.
-    pub stdout: String,
-    /// What it complained of.
-    pub stderr: String,
-}
-
-impl LogLine {
-    /// Reads a line of the CRI's log format: time, stream, tag, text.
-    fn parse(line: &str) -> Result<Self> {
-        let mut fields = line.splitn(4, ' ');
-        let (_time, stream, tag, text) =
-            (fields.next(), fields.next(), fields.next(), fields.next());
-        match (stream, tag, text) {
-            (Some(stream), Some("F" | "P"), Some(text)) => {
-                Ok(Self { stream: stream.to_owned(), text: text.to_owned() })
-            }
-            _ => bail!("No line of a container's log: {line:?}"),
-        }
-    }
-}
-
-/// Writes a file for a container to see.
-///
-/// # Errors
-/// The file cannot be written.
-pub fn write_volume(folder: &Path, name: &str, contents: &str) -> Result<PathBuf> {
-    fs::create_dir_all(folder)?;
-    let path = folder.join(name);
-    write(&path, contents)?;
-    Ok(path)
 }

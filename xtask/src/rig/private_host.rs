@@ -57,6 +57,8 @@ impl PrivateHost {
             args,
             wrapper: Vec::new(),
             console_file: None,
+            stdin: None,
+            cgroup_procs: Vec::new(),
         })
         .await?;
         match timeout(LIMIT, unshare.console().wait_for("ready")).await {

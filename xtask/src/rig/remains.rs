@@ -91,8 +91,8 @@ pub struct Remains {
 }
 
 impl Remains {
-    /// Looks until there is nothing, for a few seconds at most. `devices` are the host's own, and so is
-    /// containerd.
+    /// Looks until there is nothing, for a few seconds at most. `devices` are the host's own, and so
+    /// are containerd and the switch.
     ///
     /// # Errors
     /// The host is gone.
@@ -110,7 +110,7 @@ impl Remains {
     async fn look(host: &PrivateHost, cgroups: &Cgroups, devices: &[&str]) -> Result<Self> {
         // One that ends meanwhile has no command line any more.
         let lines = host.pids()?.into_iter().map(|pid| (pid, host.command_line(pid)));
-        let strange = lines.filter(|(_, line)| !line.is_empty() && !is_containerd(line));
+        let strange = lines.filter(|(_, line)| !line.is_empty() && !is_of_node(line));
         let mut found = host.devices().await?;
         found.retain(|device| !devices.contains(&device.as_str()));
         Ok(Self {
@@ -128,8 +128,11 @@ impl Remains {
     }
 }
 
-fn is_containerd(line: &str) -> bool {
-    line.starts_with("containerd ")
+/// Whether it is containerd, the switch, or a tracer of theirs.
+fn is_of_node(line: &str) -> bool {
+    let program = line.split(' ').next().unwrap_or_default();
+    let name = program.rsplit('/').next().unwrap_or_default();
+    matches!(name, "containerd" | "slipwayd" | "strace")
 }
 
 impl fmt::Display for Remains {

@@ -5,7 +5,7 @@ use std::{
     collections::BTreeMap,
     io::Write,
     path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
+    process::{Child, Command, Output, Stdio},
     sync::Arc,
 };
 
@@ -107,21 +107,21 @@ impl Plugin {
         self
     }
 
-    /// Runs the plugin; no command in the environment if `command` is empty.
-    pub fn run(&self, command: &str) -> Answer {
-        let text =
-            self.stdin.clone().unwrap_or_else(|| Value::from(self.config.clone()).to_string());
+    /// Starts the plugin, whose stdin stays open; no command in the environment if `command` is empty.
+    pub fn start(&self, command: &str) -> Child {
         let mut plugin = Command::new(env!("CARGO_BIN_EXE_slipway-cni"));
         plugin.env_clear().envs(&self.environment);
         if !command.is_empty() {
             plugin.env("CNI_COMMAND", command);
         }
-        let mut child = plugin
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        plugin.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    }
+
+    /// Runs the plugin to its end.
+    pub fn run(&self, command: &str) -> Answer {
+        let text =
+            self.stdin.clone().unwrap_or_else(|| Value::from(self.config.clone()).to_string());
+        let mut child = self.start(command);
         // It may have refused before it read.
         let _ = child.stdin.take().unwrap().write_all(text.as_bytes());
         Answer { what: format!("{command} {text}"), output: child.wait_with_output().unwrap() }

@@ -1,7 +1,7 @@
 //! `[hypervisor.*]` and `[factory]`.
 
 use super::{Deed::*, Key, ListRule, Scope, Set::*};
-use crate::model::{BlockAio, BlockDriver, CacheMode, MachineType, RootfsType, SharedFs};
+use crate::model::{CacheMode, MachineType, RootfsType, SharedFs};
 
 const fn key(name: &'static str, deed: super::Deed, note: &'static str) -> Key {
     Key::new(Scope::Hypervisor, name, deed, note)
@@ -186,11 +186,11 @@ pub(super) static KEYS: &[Key] = &[
     key("enable_virtio_mem", Ignored, "memory is added as DIMMs").annotated(),
     key(
         "enable_hugepages",
-        Honoured(Flag(|c| &mut c.hypervisor.enable_hugepages)),
-        "guest memory from the host's huge pages of 2 MiB",
+        Refused(&[]),
+        "guest memory is of ordinary pages: leave it false",
     )
     .annotated(),
-    key("hugepage_type", Refused(&["hugetlbfs"]), "huge pages are hugetlbfs's: leave it so").rs(),
+    key("hugepage_type", Ignored, "only with enable_hugepages").rs(),
     key(
         "enable_mem_prealloc",
         Refused(&[]),
@@ -257,7 +257,7 @@ pub(super) static KEYS: &[Key] = &[
     .annotated(),
     key(
         "virtio_fs_queue_size",
-        Honoured(Whole(1, 32_768, |c, size| c.hypervisor.virtio_fs_queue_size = size)),
+        Honoured(PowerOfTwo(16, 1024, |c, size| c.hypervisor.virtio_fs_queue_size = size)),
         "descriptors; default 1024",
     ),
     key(
@@ -275,21 +275,9 @@ pub(super) static KEYS: &[Key] = &[
         "a container's root is shared even where it is a block device",
     )
     .annotated(),
-    key(
-        "block_device_driver",
-        Honoured(Choice(BlockDriver::NAMES, |c, name| {
-            BlockDriver::from_name(name).map(|driver| c.hypervisor.block_device_driver = driver)
-        })),
-        "both runtimes' names; a container cannot tell them apart",
-    )
-    .annotated(),
-    key(
-        "block_device_aio",
-        Honoured(Choice(BlockAio::NAMES, |c, name| {
-            BlockAio::from_name(name).map(|aio| c.hypervisor.block_device_aio = aio)
-        })),
-        "of QEMU",
-    ),
+    key("block_device_driver", Ignored, "block devices are virtio-blk: a container cannot tell")
+        .annotated(),
+    key("block_device_aio", Ignored, "the VMM's default"),
     key("block_device_cache_set", Ignored, "the VMM's default").annotated(),
     key("block_device_cache_direct", Ignored, "the VMM's default").annotated(),
     key("block_device_cache_noflush", Ignored, "a guest's flush is always obeyed").annotated(),

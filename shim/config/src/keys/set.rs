@@ -15,6 +15,8 @@ pub(crate) enum Set {
     Path(fn(&mut KataConfig, Option<PathBuf>)),
     /// A whole number in a range.
     Whole(i64, i64, fn(&mut KataConfig, u32)),
+    /// A power of two in a range.
+    PowerOfTwo(i64, i64, fn(&mut KataConfig, u32)),
     /// A number in a range.
     Number(f32, f32, fn(&mut KataConfig, f32)),
     List(ListRule, fn(&mut KataConfig) -> &mut Vec<String>),
@@ -55,6 +57,14 @@ impl Set {
                 put(config, u32::try_from(*number).map_err(|_| range(min, max))?);
             }
             (Self::Whole(min, max, _), _) => return Err(range(min, max)),
+            (Self::PowerOfTwo(min, max, put), Value::Int(number))
+                if (min..=max).contains(number) && number.count_ones() == 1 =>
+            {
+                put(config, u32::try_from(*number).map_err(|_| range(min, max))?);
+            }
+            (Self::PowerOfTwo(min, max, _), _) => {
+                return Err(format!("it is a power of two from {min} to {max}"));
+            }
             (Self::Number(min, max, put), Value::Int(_) | Value::Float(_)) => {
                 let number = match value {
                     Value::Int(number) => *number as f32,
@@ -89,7 +99,9 @@ impl Set {
                 "0" | "f" | "F" | "false" | "FALSE" | "False" => Value::Bool(false),
                 _ => return Err("it is true or false".into()),
             },
-            Self::Whole(min, max, _) => Value::Int(text.parse().map_err(|_| range(min, max))?),
+            Self::Whole(min, max, _) | Self::PowerOfTwo(min, max, _) => {
+                Value::Int(text.parse().map_err(|_| range(min, max))?)
+            }
             Self::Number(min, max, _) => Value::Float(text.parse().map_err(|_| range(min, max))?),
             Self::List(..) if text.starts_with('[') => {
                 let items: Vec<String> = serde_json::from_str(text)
