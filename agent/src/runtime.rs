@@ -118,7 +118,8 @@ fn receive(socket: &UnixStream) -> Result<OwnedFd> {
 fn causes(error: &dyn std::error::Error) -> anyhow::Error {
     let mut text = String::new();
     for cause in iter::successors(Some(error), |error| error.source()) {
-        let cause = cause.to_string();
+        // What comes from the other side of a fork is padded with zeros.
+        let cause = cause.to_string().replace('\0', "");
         if !text.contains(&cause) {
             let separator = if text.is_empty() { "" } else { ": " };
             text = format!("{text}{separator}{cause}");

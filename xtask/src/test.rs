@@ -77,6 +77,11 @@ const STEPS: &[Step] = &[
         ],
         privileged: true,
     },
+    Step {
+        name: "privileged: containers of the agent",
+        command: &["test", "-p", "slipway-agent", "--test", "containers", "--", "--ignored"],
+        privileged: false,
+    },
     Step { name: "doc tests", command: &["test", "--workspace", "--doc"], privileged: false },
     Step {
         name: "documentation",

@@ -84,11 +84,10 @@ pub async fn add(devices: &[Device], config: &mut Value) -> Result<()> {
                 "The device type '{kind}' is unknown; there are {known}"
             )));
         }
-        let name = if device.id.contains('/') || device.vm_path.is_empty() {
-            &device.id
-        } else {
-            &device.vm_path
-        };
+        // Which node a device gets is the kernel's choice, so its place is the better name.
+        let has_place = device.type_ == "blk" && parse_pci_path(&device.id).is_ok();
+        let is_named = !has_place && !device.vm_path.is_empty();
+        let name = if is_named { &device.vm_path } else { &device.id };
         let node = wait_for_block(name).await?;
         if device.container_path.is_empty() {
             continue;

@@ -17,30 +17,30 @@ pub struct Refusal {
 impl Refusal {
     /// The request names something that does not exist, or a value that makes no sense.
     pub fn invalid(message: impl Into<String>) -> anyhow::Error {
-        Self::new(Code::INVALID_ARGUMENT, message)
+        Self::with(Code::INVALID_ARGUMENT, message)
     }
 
     /// The request comes at a time at which it cannot be served.
     pub fn untimely(message: impl Into<String>) -> anyhow::Error {
-        Self::new(Code::FAILED_PRECONDITION, message)
+        Self::with(Code::FAILED_PRECONDITION, message)
     }
 
     /// What the request would make is there already.
     pub fn exists(message: impl Into<String>) -> anyhow::Error {
-        Self::new(Code::ALREADY_EXISTS, message)
+        Self::with(Code::ALREADY_EXISTS, message)
     }
 
     /// The request names something this agent does not do.
     pub fn unsupported(message: impl Into<String>) -> anyhow::Error {
-        Self::new(Code::UNIMPLEMENTED, message)
+        Self::with(Code::UNIMPLEMENTED, message)
     }
 
     /// What the request waits for did not come.
     pub fn late(message: impl Into<String>) -> anyhow::Error {
-        Self::new(Code::DEADLINE_EXCEEDED, message)
+        Self::with(Code::DEADLINE_EXCEEDED, message)
     }
 
-    fn new(code: Code, message: impl Into<String>) -> anyhow::Error {
+    fn with(code: Code, message: impl Into<String>) -> anyhow::Error {
         Self { code, message: message.into() }.into()
     }
 }

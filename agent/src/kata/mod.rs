@@ -7,8 +7,9 @@
 //! ```
 //!
 //! # Not served
-//! `UNIMPLEMENTED` is the answer to policies, iptables, swap, the memory agent, memory hot-plug by
-//! probe, growing volumes, and diagnostic data. There is no seccomp in containers, and no
+//! Policies, iptables, swap, the memory agent, memory hot-plug by probe, growing volumes, and
+//! diagnostic data: the answer is `NOT_FOUND` ("... is not supported"), as with Kata's agents that
+//! are built without, or `UNIMPLEMENTED` for a method nobody has heard of. There is no seccomp in containers, and no
 //! device filter: the machine is the boundary.
 //!
 //! # Threads

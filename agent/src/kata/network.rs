@@ -355,25 +355,31 @@ fn parse_net(text: &str) -> Result<(IpAddr, u8)> {
 
 fn to_message(route: &Route, index: u32) -> Result<RouteMessage> {
     let invalid = |error| Refusal::invalid(format!("{error:?}"));
-    let family = match route.family.enum_value() {
-        Ok(IPFamily::v6) => AddressFamily::Inet6,
-        _ => AddressFamily::Inet,
-    };
     let scope = u8::try_from(route.scope)
         .map_err(|_| Refusal::invalid(format!("{} is no scope", route.scope)))?;
+    let destination = match route.dest.as_str() {
+        "" | "0.0.0.0" | "::" => None,
+        destination => Some(parse_net(destination)?),
+    };
+    let gateway = match route.gateway.as_str() {
+        "" => None,
+        gateway => Some(parse_ip(gateway)?),
+    };
+    // An address tells more than the field: older runtimes leave that at zero.
+    let address = destination.map(|(address, _)| address).or(gateway);
+    let family = address.map(family_of).unwrap_or_else(|| match route.family.enum_value() {
+        Ok(IPFamily::v6) => AddressFamily::Inet6,
+        _ => AddressFamily::Inet,
+    });
     let mut builder = RouteMessageBuilder::<IpAddr>::new()
         .output_interface(index)
         .protocol(RouteProtocol::Boot)
         .scope(RouteScope::from(scope));
-    let mut told = family;
-    if !matches!(route.dest.as_str(), "" | "0.0.0.0" | "::") {
-        let (address, prefix) = parse_net(&route.dest)?;
-        told = family_of(address);
+    builder.get_mut().header.address_family = family;
+    if let Some((address, prefix)) = destination {
         builder = builder.destination_prefix(address, prefix).map_err(invalid)?;
     }
-    if !route.gateway.is_empty() {
-        let gateway = parse_ip(&route.gateway)?;
-        told = family_of(gateway);
+    if let Some(gateway) = gateway {
         builder = builder.gateway(gateway).map_err(invalid)?;
     }
     if !route.source.is_empty() {
@@ -385,7 +391,6 @@ fn to_message(route: &Route, index: u32) -> Result<RouteMessage> {
         };
     }
     let mut message = builder.build();
-    message.header.address_family = told;
     message.header.flags = RouteFlags::from_bits_retain(route.flags) & RouteFlags::Onlink;
     if route.mtu > 0 {
         let metrics = vec![RouteMetric::Mtu(route.mtu)];

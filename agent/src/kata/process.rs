@@ -75,7 +75,8 @@ impl Process {
     ) -> Result<Self> {
         let (socket, theirs) = UnixStream::pair().context("Failed to make a socket pair")?;
         let mut command = Command::new("/proc/self/exe");
-        command.arg(runtime::ARGUMENT).env_clear().stdin(OwnedFd::from(theirs));
+        // While a container is started the agent's own folder may be one that goes away.
+        command.arg(runtime::ARGUMENT).env_clear().current_dir("/").stdin(OwnedFd::from(theirs));
         let ends = match terminal {
             Some(_) => Ends::terminal(&mut command)?,
             None => Ends::pipes(&mut command)?,

@@ -13,11 +13,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use anyhow::{Context as _, Result};
 use nix::errno::Errno;
 use nix::sys::prctl;
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use super::sys::kill;
+use super::sys::{kill, reap};
 
 /// What a process is said to have ended with if it was gone before its status could be learned.
 const STATUS_LOST: i32 = 255;
@@ -99,15 +98,8 @@ impl Reaper {
 
     fn reap(&self) {
         let mut known = self.lock();
-        loop {
-            let (pid, status) = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::Exited(pid, code)) => (pid, code),
-                Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, 128 + signal as i32),
-                Err(Errno::EINTR) => continue,
-                // None has ended, or there are none.
-                Ok(_) | Err(_) => return,
-            };
-            if let Some(sender) = known.remove(&pid.as_raw()) {
+        while let Some((pid, status)) = reap() {
+            if let Some(sender) = known.remove(&pid) {
                 sender.send_replace(Some(status));
             }
         }

@@ -1,6 +1,6 @@
 //! The services `grpc.AgentService` and `grpc.Health`: decode, call, translate errors.
 //!
-//! What is not here answers `UNIMPLEMENTED` (see the list in [`super`]).
+//! What is not here is listed in [`super`].
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! The calls that have no safe wrapper.
+//! The calls that have no safe wrapper, or one that knows no real-time signals.
 
 #![expect(unsafe_code, reason = "real-time signals, window sizes, polling of any descriptor")]
 
@@ -9,6 +9,24 @@ use nix::errno::Errno;
 use nix::libc;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+
+/// Takes the exit status of some child that has ended: its number, and its exit code or 128 and
+/// the signal that ended it. `None` when there is none (or none yet).
+pub fn reap() -> Option<(i32, i32)> {
+    loop {
+        let mut status = 0;
+        // SAFETY: writes one integer, which outlives the call.
+        let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) };
+        match pid {
+            1.. if libc::WIFEXITED(status) => return Some((pid, libc::WEXITSTATUS(status))),
+            1.. if libc::WIFSIGNALED(status) => return Some((pid, 128 + libc::WTERMSIG(status))),
+            // Stopped or continued, which was not asked for.
+            1.. => {}
+            _ if Errno::last() == Errno::EINTR && pid < 0 => {}
+            _ => return None,
+        }
+    }
+}
 
 /// Has the runtime poll a descriptor.
 pub fn poll(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {

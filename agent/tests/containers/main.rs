@@ -4,5 +4,11 @@
 //!
 //! These need root and are part of the privileged tests: `cargo xtask test privileged`.
 
+mod exec;
 mod lifecycle;
+mod network;
+mod refusals;
 mod rig;
+mod sandbox;
+mod signals;
+mod streams;

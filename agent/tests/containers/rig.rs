@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::{Child, Command, ExitStatus};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -248,10 +248,34 @@ impl Agent {
 
     /// A path of the agent's file systems as the test sees it.
     pub fn path(&self, path: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/root{path}", self.pid()))
+    }
+
+    /// Gives the agent's network namespace an interface.
+    pub fn nic(&self, name: &str, mac: &str) {
+        let status = Command::new("nsenter")
+            .args([format!("--target={}", self.pid()), "--net".to_owned()])
+            .args(["ip", "link", "add", name, "address", mac, "type", "bridge"])
+            .status();
+        assert!(status.expect("these tests need nsenter and ip").success());
+    }
+
+    /// Waits for the agent's own end.
+    pub async fn ended(&mut self) -> ExitStatus {
+        for _ in 0..500 {
+            if let Some(status) = self.process.try_wait().unwrap() {
+                return status;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("the agent does not end");
+    }
+
+    /// The agent's number in the test's pid namespace.
+    fn pid(&self) -> String {
         let unshare = self.process.id();
         let children = fs::read_to_string(format!("/proc/{unshare}/task/{unshare}/children"));
-        let agent = children.unwrap().trim().to_owned();
-        PathBuf::from(format!("/proc/{agent}/root{path}"))
+        children.unwrap().trim().to_owned()
     }
 
     /// The cgroups of this agent's containers, as far as there are any.

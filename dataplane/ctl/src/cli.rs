@@ -14,8 +14,9 @@ use slipway_api::{
     name = "slipwayctl",
     version,
     max_term_width = 100,
-    after_help = "Exit codes: 0 done; 1 the switch refused, or is not well, or the node is not; 2 the command line is \
-                  wrong; 3 the switch cannot be reached; 4 there is no such port, VNI, entry or attachment."
+    after_help = "Exit codes: 0 done; 1 the switch refused, or is not well, or the node is not; \
+                  2 the command line is wrong; 3 the switch cannot be reached; 4 there is no such \
+                  port, VNI, entry or attachment."
 )]
 pub struct Cli {
     /// The socket of slipwayd's API

@@ -225,6 +225,13 @@ fn times_are_converted_from_the_unit_of_their_dialect() {
 }
 
 #[test]
+fn what_is_empty_is_not_said() {
+    let said = |text: &str| config(&format!("[slipway]\n{text}")).slipway;
+    assert_eq!(said("network = \"\"\nvsock_daemon = \"\"\nsocket = \"\""), said(""));
+    assert_eq!(said("network = \"blue\"").network.as_deref(), Some("blue"));
+}
+
+#[test]
 fn drop_ins_are_read_in_lexical_order_each_over_the_last() {
     let folder = tempfile::tempdir().expect("tempdir");
     let write = |name: &str, text: &str| {

@@ -115,9 +115,7 @@ impl Containerd {
             program: "containerd".into(),
             args: vec!["--config".into(), folder.join("config.toml").into()],
             wrapper,
-            console_file: None,
-            stdin: None,
-            cgroup_procs: Vec::new(),
+            ..Launch::default()
         })
         .await?;
         match timeout(LIMIT, child.stderr().wait_for(READY)).await {

@@ -55,10 +55,7 @@ impl PrivateHost {
             name: "the private host".to_owned(),
             program: "unshare".into(),
             args,
-            wrapper: Vec::new(),
-            console_file: None,
-            stdin: None,
-            cgroup_procs: Vec::new(),
+            ..Launch::default()
         })
         .await?;
         match timeout(LIMIT, unshare.console().wait_for("ready")).await {

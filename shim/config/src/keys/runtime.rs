@@ -174,7 +174,7 @@ pub(super) static SLIPWAY: &[Key] = &[
     ),
     slipway(
         "network",
-        Honoured(Text(|c| c.slipway.network.get_or_insert_default())),
+        Honoured(Name(|c, name| c.slipway.network = name)),
         "network of pods that no CNI plugin has joined to one",
     )
     .annotated()

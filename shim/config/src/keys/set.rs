@@ -11,6 +11,8 @@ pub(crate) enum Set {
     Text(fn(&mut KataConfig) -> &mut String),
     /// Text that a pod's annotation is added to, not put in the place of.
     Words(fn(&mut KataConfig) -> &mut String),
+    /// Text; the empty one means "none".
+    Name(fn(&mut KataConfig, Option<String>)),
     /// An absolute path; the empty one means "none".
     Path(fn(&mut KataConfig, Option<PathBuf>)),
     /// A whole number in a range.
@@ -47,7 +49,12 @@ impl Set {
             (Self::Text(at) | Self::Words(at), Value::Text(text)) if is_text(text) => {
                 text.clone_into(at(config));
             }
-            (Self::Text(_) | Self::Words(_), _) => return Err("it is a line of text".into()),
+            (Self::Name(put), Value::Text(text)) if is_text(text) => {
+                put(config, (!text.is_empty()).then(|| text.clone()));
+            }
+            (Self::Text(_) | Self::Words(_) | Self::Name(_), _) => {
+                return Err("it is a line of text".into());
+            }
             (Self::Path(put), Value::Text(text)) if text.is_empty() => put(config, None),
             (Self::Path(put), Value::Text(text)) if is_path(text) => {
                 put(config, Some(text.into()));
@@ -113,7 +120,7 @@ impl Set {
                 let items = text.split(separator).map(str::trim).filter(|item| !item.is_empty());
                 Value::List(items.map(|item| Value::Text(item.to_owned())).collect())
             }
-            Self::Text(_) | Self::Words(_) | Self::Path(_) | Self::Choice(..) => {
+            Self::Text(_) | Self::Words(_) | Self::Name(_) | Self::Path(_) | Self::Choice(..) => {
                 Value::Text(text.to_owned())
             }
         })
