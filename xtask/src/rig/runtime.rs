@@ -71,7 +71,7 @@ pub struct Parts {
     pub handler: Handler,
     /// Where its shim is.
     pub programs: Vec<PathBuf>,
-    /// Its CNI plugins, and what containerd needs besides.
+    /// Its CNI plugins, and `loopback`, which containerd runs for every pod.
     pub plugins: Vec<PathBuf>,
     /// The switch.
     pub slipwayd: Option<Slipwayd>,
