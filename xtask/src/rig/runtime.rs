@@ -107,7 +107,11 @@ impl Runtime {
                 fs::create_dir_all(&run_dir)?;
                 let wrapper = [host.wrapper(), wrapper("slipwayd")].concat();
                 let program = programs.join("slipwayd");
-                let slipwayd = Slipwayd::start(&program, &run_dir, last_core()?, &wrapper).await?;
+                let gateway = folder.join("slipwayd.toml");
+                write(&gateway, "[gateway]\nenabled = true\n")?;
+                let core = last_core()?;
+                let slipwayd =
+                    Slipwayd::start(&program, &gateway, &run_dir, core, &wrapper).await?;
                 let config = folder.join("configuration.toml");
                 write(&config, &configuration(&Image::find()?, folder))?;
                 Ok(Parts {
