@@ -1,0 +1,6 @@
+//! The shim as containerd sees it: the task and sandbox services on a real ttrpc socket, with fakes of
+//! VMM, guest, switch and containerd around them. Mounts and cgroups are real, so this needs root.
+
+mod guest;
+mod life;
+mod rig;
