@@ -89,6 +89,37 @@ impl Share {
         Ok(format!("{GUEST}/{id}/rootfs"))
     }
 
+    /// Shares `sandbox_bind_mounts` with the guest: files and folders of the host that belong to no
+    /// container, each as `GUEST/sandbox-mounts/NAME`, read-only unless it ends in `:rw`.
+    ///
+    /// # Errors
+    /// What does not exist, or two of one name.
+    pub fn add_sandbox_binds(&self, paths: &[String]) -> Result<()> {
+        for path in paths {
+            let (source, is_writable) = match path.strip_suffix(":rw") {
+                Some(source) => (Path::new(source), true),
+                None => (Path::new(path.strip_suffix(":ro").unwrap_or(path)), false),
+            };
+            let what = || format!("Failed to share {path} of `sandbox_bind_mounts`");
+            let folder = self.mounts().join("sandbox-mounts");
+            let target = folder.join(source.file_name().with_context(what)?);
+            if target.exists() {
+                bail!("{}: there is another one of this name", what());
+            }
+            make_folder(&folder)?;
+            if fs::metadata(source).with_context(what)?.is_dir() {
+                make_folder(&target)?;
+            } else {
+                fs::write(&target, "").with_context(what)?;
+            }
+            mounts::bind(source, &target, true)?;
+            if !is_writable {
+                mounts::remount_bind(&target, MsFlags::MS_RDONLY).with_context(what)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Shares one file or folder of the host with container `id`. Returns where the guest finds it.
     ///
     /// # Errors

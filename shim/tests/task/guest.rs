@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use kata_agent_protocol::agent as msg;
 use kata_agent_protocol::protobuf::Message;
@@ -47,6 +48,7 @@ pub struct Guest(Arc<Shared>);
 struct Shared {
     agent: Mutex<Option<FakeAgent>>,
     processes: Mutex<BTreeMap<Key, Arc<Proc>>>,
+    /// By method; without words it hangs.
     faults: Mutex<BTreeMap<&'static str, &'static str>>,
     is_silent: Mutex<bool>,
     oom: Mutex<Option<mpsc::UnboundedSender<String>>>,
@@ -67,6 +69,18 @@ impl Guest {
         lock(&self.0.faults).insert(method, message);
         if let Some(agent) = &*lock(&self.0.agent) {
             agent.fail(method, Code::INTERNAL, message);
+        }
+    }
+
+    /// From the next boot on `method` never answers.
+    pub fn hang(&self, method: &'static str) {
+        lock(&self.0.faults).insert(method, "");
+    }
+
+    /// Returns once `method` was called.
+    pub async fn wait_for(&self, method: &str) {
+        while !self.with_agent(|agent| agent.methods().iter().any(|called| called == method)) {
+            tokio::time::sleep(Duration::from_millis(2)).await;
         }
     }
 
@@ -175,7 +189,10 @@ impl Guest {
             }
         });
         for (method, message) in &*lock(&self.0.faults) {
-            agent.fail(method, Code::INTERNAL, message);
+            match message.is_empty() {
+                true => agent.hang(method),
+                false => agent.fail(method, Code::INTERNAL, message),
+            }
         }
         *lock(&self.0.agent) = Some(agent);
     }

@@ -27,13 +27,14 @@ use dataplane::control::server::ApiServer;
 use dataplane::control::socket::ApiSocket;
 use dataplane::control::Control;
 use serde_json::{Value, json};
-use shim::cgroup::Origin;
+use shim::cgroup::{CgroupPath, Origin};
 use shim::events::Events;
 use shim::host::Host;
 use shim::mounts;
 use shim::pod::Pod;
 use shim::{sandbox_api, task};
-use slipway_api::PortDefaults;
+use slipway_api::client::Client as SwitchClient;
+use slipway_api::{Attachment, AttachmentSpec, PortDefaults};
 use tempfile::TempDir;
 use tokio::sync::{Mutex, MutexGuard, watch};
 use vmm_glue::ExitCause;
@@ -112,7 +113,7 @@ pub struct Rig {
     pub api: Option<ApiServer>,
     pub shim: Shim,
     events: Recorder,
-    event_server: Server,
+    _event_server: Server,
     cgroup: String,
     _one: MutexGuard<'static, ()>,
 }
@@ -202,7 +203,7 @@ impl Rig {
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let cgroup = format!("slipway-test-{}-{number}", std::process::id());
         Self {
-            folder, host, guest, vmm, specs, switch, api: Some(api), shim, events, event_server,
+            folder, host, guest, vmm, specs, switch, api: Some(api), shim, events, _event_server: event_server,
             cgroup, _one: one,
         }
     }
@@ -394,6 +395,33 @@ impl Rig {
         pids.lines().map(|pid| pid.parse().unwrap()).collect()
     }
 
+    /// What the switch has for pods.
+    pub fn switch_attachments(&self) -> Vec<Attachment> {
+        self.switch.list_attachments(None).attachments
+    }
+
+    /// Attaches `owner` as slipway-cni does it before a shim is asked.
+    pub async fn attach_as_cni(&self, owner: &str) {
+        let client = SwitchClient::new(self.path().join("slipwayd.sock"));
+        client.attach(owner, "eth0", &AttachmentSpec::default()).await.unwrap();
+    }
+
+    /// Gives back what `owner` has.
+    pub async fn detach(&self, owner: &str) {
+        let client = SwitchClient::new(self.path().join("slipwayd.sock"));
+        client.detach(owner, "eth0").await.unwrap();
+    }
+
+    /// What was told so far is of no interest any more.
+    pub fn forget_events(&self) {
+        self.events.0.send_modify(Vec::clear);
+    }
+
+    /// The cgroup that bundles name.
+    pub fn cgroup_path(&self) -> CgroupPath {
+        CgroupPath::of(Some(&Path::new("/").join(&self.cgroup)), "pod1")
+    }
+
     /// All that a pod may leave on this host.
     pub fn left(&self) -> Vec<String> {
         let mut left = Vec::new();
@@ -405,8 +433,7 @@ impl Rig {
         for folder in [&self.host.pods, &self.host.shares] {
             see("folder", names(folder));
         }
-        let attachments = self.switch.list_attachments(None).attachments;
-        see("attachment", attachments.into_iter().map(|a| a.owner).collect());
+        see("attachment", self.switch_attachments().into_iter().map(|a| a.owner).collect());
         see("VM", self.vmm.running());
         let is_alive = |pid: &u32| shim::persist::Process::now(*pid).is_some();
         let helpers = self.helpers().into_iter().filter(is_alive);
@@ -415,12 +442,15 @@ impl Rig {
         left
     }
 
-    /// The rig's cgroup, in all hierarchies that have it.
+    /// The cgroups that a pod of the rig may have, in all hierarchies.
     pub fn cgroups(&self) -> Vec<PathBuf> {
         let root = Path::new("/sys/fs/cgroup");
         let hierarchies = names(root).into_iter().map(|name| root.join(name));
-        let paths = hierarchies.map(|hierarchy| hierarchy.join(&self.cgroup));
-        paths.chain([root.join(&self.cgroup)]).filter(|path| path.is_dir()).collect()
+        let of = |hierarchy: PathBuf| {
+            [self.cgroup.as_str(), "slipway/pod1", "kata_overhead/pod1"].map(|path| hierarchy.join(path))
+        };
+        let paths = hierarchies.chain([root.to_owned()]).flat_map(of);
+        paths.filter(|path| path.is_dir()).collect()
     }
 
     #[track_caller]
