@@ -80,7 +80,11 @@ impl Share {
                 }
                 mounts::bind(own, &target, true)?;
             }
-            specs.iter().try_for_each(|spec| mounts::mount_spec(spec, &target))
+            specs.iter().try_for_each(|spec| mounts::mount_spec(spec, &target))?;
+            match specs.iter().any(|spec| spec.options.iter().any(|option| option == "ro")) {
+                true => self.make_read_only(&Path::new(id).join("rootfs")),
+                false => Ok(()),
+            }
         })();
         if let Err(error) = mounted {
             drop(self.remove_container(id));
@@ -102,7 +106,8 @@ impl Share {
             };
             let what = || format!("Failed to share {path} of `sandbox_bind_mounts`");
             let folder = self.mounts().join("sandbox-mounts");
-            let target = folder.join(source.file_name().with_context(what)?);
+            let name = source.file_name().with_context(what)?;
+            let target = folder.join(name);
             if target.exists() {
                 bail!("{}: there is another one of this name", what());
             }
@@ -114,7 +119,7 @@ impl Share {
             }
             mounts::bind(source, &target, true)?;
             if !is_writable {
-                mounts::remount_bind(&target, MsFlags::MS_RDONLY).with_context(what)?;
+                self.make_read_only(&Path::new("sandbox-mounts").join(name))?;
             }
         }
         Ok(())
@@ -150,10 +155,19 @@ impl Share {
             drop(remove_mount_point(&target));
         })?;
         if bind.read_only {
-            mounts::remount_bind(&target, MsFlags::MS_RDONLY)
-                .with_context(|| format!("Failed to make {} read-only", target.display()))?;
+            self.make_read_only(Path::new(&name))?;
         }
         Ok(format!("{GUEST}/{name}"))
+    }
+
+    /// Makes a mount read-only, and its copy below `shared` too: a mount travels with the flags it has
+    /// when it is made, and what virtiofsd serves is the copy.
+    fn make_read_only(&self, name: &Path) -> Result<()> {
+        for point in [self.mounts().join(name), self.served().join(name)] {
+            mounts::remount_bind(&point, MsFlags::MS_RDONLY)
+                .with_context(|| format!("Failed to make {} read-only", point.display()))?;
+        }
+        Ok(())
     }
 
     /// Takes back all that was shared with container `id`.

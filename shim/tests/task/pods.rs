@@ -118,6 +118,7 @@ async fn a_container_of_a_pod_that_is_not_there_is_refused() {
 async fn the_guest_is_asked_in_the_order_that_kata_s_agent_knows() {
     let rig = Rig::start().await;
     rig.run("pod1").await;
+    rig.guest.wait_for("WaitProcess").await;
     let methods = rig.guest.with_agent(FakeAgent::methods);
     let place = |name: &str| methods.iter().position(|method| method == name);
     let order = ["CreateSandbox", "CreateContainer", "StartContainer", "WaitProcess"].map(place);
@@ -174,13 +175,16 @@ async fn volumes_are_shared_and_taken_back() {
     rig.shim.task.create(ctx(), &rig.request("pod1", bundle)).await.unwrap();
     let asked: msg::CreateContainerRequest = rig.guest.last("CreateContainer");
     let served = rig.host.shares.join("pod1/shared");
-    for (mount, file) in asked.OCI.Mounts.iter().zip(["file", ""]) {
-        let inside = mount.source.strip_prefix(shim::share::GUEST).expect("of the share");
-        let path = served.join(inside.trim_start_matches('/'));
-        let path = if file.is_empty() { path } else { path.join(file) };
-        assert!(!std::fs::read(&path).unwrap().is_empty(), "{}", path.display());
-        assert!(std::fs::write(&path, "x").is_err(), "the share is read-only");
-    }
+    let found = |index: usize| {
+        let source = &asked.OCI.Mounts[index].source;
+        let inside = source.strip_prefix(shim::share::GUEST).expect("of the share");
+        served.join(inside.trim_start_matches('/'))
+    };
+    assert_eq!(std::fs::read(found(0).join("file")).unwrap(), b"precious");
+    assert!(std::fs::write(found(0).join("file"), "x").is_err(), "it was asked for read-only");
+    std::fs::write(found(1), "127.0.0.2 localhost").unwrap();
+    assert_eq!(std::fs::read(&hosts).unwrap(), b"127.0.0.2 localhost");
+    assert!(std::fs::write(served.join("new"), "x").is_err(), "the share itself is read-only");
     assert!(asked.OCI.Root.Path.ends_with("pod1/rootfs"));
     rig.delete("pod1", "").await.unwrap();
     rig.nothing_is_left();
@@ -196,5 +200,41 @@ async fn a_shim_that_is_told_to_end_now_ends_with_containers() {
     rig.shim.task.shutdown(ctx(), &request).await.unwrap();
     assert!(*rig.shim.exit.borrow());
     tokio::time::timeout(PATIENCE, rig.shim.pod.close()).await.unwrap().unwrap();
+    rig.nothing_is_left();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_root_that_is_mounted_read_only_is_so_for_the_guest_too() {
+    let rig = Rig::start().await;
+    let image = rig.path().join("image");
+    std::fs::create_dir(&image).unwrap();
+    std::fs::write(image.join("file"), "text").unwrap();
+    let mut request = rig.request("pod1", rig.bundle("pod1", |_| ()));
+    let mut mount = containerd_shim_protos::types::mount::Mount::new();
+    mount.type_ = "bind".to_owned();
+    mount.source = image.display().to_string();
+    mount.options = ["rbind", "ro"].map(str::to_owned).to_vec();
+    request.rootfs = vec![mount];
+    rig.shim.task.create(ctx(), &request).await.unwrap();
+    let file = rig.host.shares.join("pod1/shared/pod1/rootfs/file");
+    assert_eq!(std::fs::read(&file).unwrap(), b"text");
+    assert!(std::fs::write(&file, "x").is_err());
+    let told: containerd_shim_protos::events::task::TaskCreate = rig.event("create", 1).await.body();
+    assert_eq!(told.rootfs, request.rootfs);
+    rig.delete("pod1", "").await.unwrap();
+    rig.nothing_is_left();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_root_that_cannot_be_mounted_is_named() {
+    let rig = Rig::start().await;
+    let mut request = rig.request("pod1", rig.bundle("pod1", |_| ()));
+    let mut mount = containerd_shim_protos::types::mount::Mount::new();
+    mount.type_ = "overlay".to_owned();
+    mount.source = "overlay".to_owned();
+    mount.options = vec!["lowerdir=/nowhere".to_owned()];
+    request.rootfs = vec![mount];
+    let (_, message) = refused(rig.shim.task.create(ctx(), &request).await);
+    assert!(message.contains("overlay") && message.contains("pod1/rootfs"), "{message}");
     rig.nothing_is_left();
 }

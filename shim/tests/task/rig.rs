@@ -530,8 +530,13 @@ impl Drop for Rig {
             nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).ok();
         }
         HOME.get().into_iter().for_each(Origin::restore);
-        for cgroup in self.cgroups() {
-            fs::remove_dir(cgroup).ok();
+        // A process that was killed is in its cgroup for a moment more.
+        for _ in 0..200 {
+            self.cgroups().iter().for_each(|cgroup| drop(fs::remove_dir(cgroup)));
+            if self.cgroups().is_empty() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(5));
         }
         mounts::unmount_below(self.folder.path()).ok();
     }

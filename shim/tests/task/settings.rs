@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use kata_agent_protocol::agent as msg;
 use serde_json::json;
+use shim::mounts::{self, MountSpec};
 use vmm_glue::VmSpec;
 
 use crate::rig::{Rig, Setup, ctx};
@@ -65,10 +66,10 @@ async fn the_time_limit_of_a_container_is_that_of_its_call_alone() {
 
 /// A container with a seccomp profile and an `emptyDir` in memory, as the guest is asked for it.
 async fn with_profile_and_memory(rig: &Rig) -> msg::CreateContainerRequest {
-    // On tmpfs, whatever the rig's folder is on.
-    let memory = tempfile::tempdir_in("/dev/shm").unwrap();
-    let volume = memory.path().join("kubernetes.io~empty-dir/cache");
+    let volume = rig.path().join("kubernetes.io~empty-dir/cache");
     std::fs::create_dir_all(&volume).unwrap();
+    let tmpfs = MountSpec { kind: "tmpfs".into(), source: "tmpfs".into(), options: Vec::new() };
+    mounts::mount_spec(&tmpfs, &volume).unwrap();
     let bundle = rig.bundle("pod1", |spec| {
         spec["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW"});
         spec["mounts"] = json!([
@@ -78,6 +79,7 @@ async fn with_profile_and_memory(rig: &Rig) -> msg::CreateContainerRequest {
     rig.shim.task.create(ctx(), &rig.request("pod1", bundle)).await.unwrap();
     let asked = rig.guest.last("CreateContainer");
     rig.delete("pod1", "").await.unwrap();
+    mounts::unmount(&volume).unwrap();
     rig.nothing_is_left();
     asked
 }
@@ -132,7 +134,7 @@ async fn what_the_sandbox_binds_is_shared_read_only() {
     rig.create("pod1").await;
     let file = |part: &str| rig.host.shares.join("pod1").join(part).join("sandbox-mounts").join(name);
     assert_eq!(std::fs::read(file("shared").join("file")).unwrap(), b"text");
-    assert!(std::fs::write(file("mounts").join("file"), "x").is_err());
+    assert!(std::fs::write(file("shared").join("file"), "x").is_err());
     rig.delete("pod1", "").await.unwrap();
     rig.nothing_is_left();
     assert_eq!(std::fs::read(data.path().join("file")).unwrap(), b"text");

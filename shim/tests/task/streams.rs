@@ -90,10 +90,11 @@ async fn a_reader_that_goes_away_breaks_nothing_and_the_next_one_goes_on() {
 async fn a_child_that_holds_the_output_open_does_not_hold_up_the_end() {
     let (rig, request) = started(|_| ()).await;
     rig.launch("pod1", "").await;
+    let reader = reader(&request.stdout);
     rig.guest.print("pod1", "", b"all");
     rig.guest.exit_and_hold("pod1", "", 6);
     assert_eq!(rig.wait("pod1", "").await.exit_status, 6);
-    drop(request);
+    assert_eq!(read(reader, 3).await, b"all");
 }
 
 #[tokio::test(flavor = "multi_thread")]
