@@ -113,7 +113,7 @@ pub struct Rig {
     pub api: Option<ApiServer>,
     pub shim: Shim,
     events: Recorder,
-    _event_server: Server,
+    event_server: Server,
     cgroup: String,
     _one: MutexGuard<'static, ()>,
 }
@@ -185,10 +185,7 @@ impl Rig {
         write_configuration(path, &setup);
 
         let events = Recorder::default();
-        let address = format!("unix://{}/events.sock", path.display());
-        let service = create_events(Arc::new(events.clone()));
-        let mut event_server = Server::new().bind(&address).unwrap().register_service(service);
-        event_server.start().await.unwrap();
+        let event_server = serve_events(path, &events).await;
 
         let (guest, vmm) = (Guest::default(), FakeVmm::new());
         let specs = Arc::default();
@@ -203,7 +200,7 @@ impl Rig {
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let cgroup = format!("slipway-test-{}-{number}", std::process::id());
         Self {
-            folder, host, guest, vmm, specs, switch, api: Some(api), shim, events, _event_server: event_server,
+            folder, host, guest, vmm, specs, switch, api: Some(api), shim, events, event_server,
             cgroup, _one: one,
         }
     }
@@ -412,6 +409,22 @@ impl Rig {
         client.detach(owner, "eth0").await.unwrap();
     }
 
+    /// containerd goes away; the shim's connection breaks.
+    pub async fn containerd_goes(&mut self) {
+        self.event_server.shutdown().await.unwrap();
+        fs::remove_file(self.path().join("events.sock")).unwrap();
+    }
+
+    /// containerd comes back.
+    pub async fn containerd_comes(&mut self) {
+        self.event_server = serve_events(self.folder.path(), &self.events).await;
+    }
+
+    /// The pid of the stand-in that serves the pod's files.
+    pub fn virtiofsd(&self) -> u32 {
+        *self.helpers().last().expect("one was started")
+    }
+
     /// What was told so far is of no interest any more.
     pub fn forget_events(&self) {
         self.events.0.send_modify(Vec::clear);
@@ -469,6 +482,14 @@ impl Rig {
             self.nothing_is_left();
         }
     }
+}
+
+async fn serve_events(folder: &Path, events: &Recorder) -> Server {
+    let address = format!("unix://{}/events.sock", folder.display());
+    let service = create_events(Arc::new(events.clone()));
+    let mut server = Server::new().bind(&address).unwrap().register_service(service);
+    server.start().await.unwrap();
+    server
 }
 
 /// The annotations of a container in pod `sandbox`.
