@@ -11,14 +11,18 @@
 mod file;
 mod networks;
 
-use std::{fmt, os::unix::ffi::OsStrExt, path::PathBuf};
+use std::{fmt, net::IpAddr, os::unix::ffi::OsStrExt, path::PathBuf};
+
+use ipnet::IpNet;
 
 use serde::{Deserialize, Serialize};
 use slipway_api::{
-    MAX_AGEING_S, MAX_MAC_QUOTA, MAX_QUEUE_PAIRS, MAX_SOCKET_PATH_BYTES, PortDefaults,
+    MAX_AGEING_S, MAX_MAC_QUOTA, MAX_QUEUE_PAIRS, MAX_SOCKET_PATH_BYTES, PortDefaults, PortSpec,
+    check_interface, gateway_mac,
 };
 
 use crate::attach::AttachConfig;
+use crate::gateway::GatewaySpec;
 
 pub use file::{ConfigError, Place};
 pub use networks::{Excluded, NetworkConfig, RouteConfig};
@@ -57,6 +61,8 @@ pub struct Config {
     pub log: LogConfig,
     /// Time limits of the vhost-user protocol.
     pub vhost: VhostConfig,
+    /// The host's own door to the network whose gateway it is.
+    pub gateway: GatewayConfig,
     /// The networks that pods may join.
     pub networks: Vec<NetworkConfig>,
 }
@@ -70,6 +76,7 @@ impl Default for Config {
             fdb: FdbConfig::default(),
             log: LogConfig::default(),
             vhost: VhostConfig::default(),
+            gateway: GatewayConfig::default(),
             networks: vec![NetworkConfig::preset()],
         }
     }
@@ -216,6 +223,36 @@ impl Default for VhostConfig {
     }
 }
 
+/// `[gateway]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct GatewayConfig {
+    /// Whether this host is the gateway of the network with `host_gateway`.
+    pub enabled: bool,
+    /// The name of the interface, and of its port.
+    pub interface: String,
+    /// How pods reach the world in the name of the host.
+    pub masquerade: MasqueradeBy,
+}
+
+impl Default for GatewayConfig {
+    fn default() -> Self {
+        let masquerade = MasqueradeBy::default();
+        Self { enabled: false, interface: "slipway0".to_owned(), masquerade }
+    }
+}
+
+/// What rewrites the source addresses of pods.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MasqueradeBy {
+    /// Nothing: pods reach as far as the host, or further by rules and routes of others.
+    #[default]
+    Off,
+    /// One nftables table, set when slipwayd starts and removed when it ends.
+    Nftables,
+}
+
 /// A value that cannot be used: which, why, and what to write instead.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BadValue {
@@ -249,7 +286,27 @@ impl Config {
         self.ports.check()?;
         self.fdb.check()?;
         self.vhost.check()?;
+        self.gateway.check()?;
         networks::check(&self.networks)
+    }
+
+    /// The gateway to make: there is one if it is enabled and a network wants it.
+    #[must_use]
+    pub fn gateway(&self) -> Option<GatewaySpec> {
+        let network = self.networks.iter().find(|network| network.host_gateway);
+        let network = network.filter(|_| self.gateway.enabled)?;
+        let range_of = |address: &IpAddr| network.ranges.iter().find(|net| net.contains(address));
+        let with_length = |address: IpAddr| {
+            range_of(&address).and_then(|range| IpNet::new(address, range.prefix_len()).ok())
+        };
+        Some(GatewaySpec {
+            interface: self.gateway.interface.clone(),
+            vni: network.vni,
+            mtu: network.mtu,
+            mac: gateway_mac(network.vni),
+            addresses: network.gateways_in_force().into_iter().filter_map(with_length).collect(),
+            masquerade: self.gateway.masquerade == MasqueradeBy::Nftables,
+        })
     }
 
     /// What attachments are made of.
@@ -358,6 +415,21 @@ impl VhostConfig {
     }
 }
 
+impl GatewayConfig {
+    fn check(&self) -> Result<(), BadValue> {
+        let is_port = PortSpec::named(&self.interface).check().is_ok();
+        if is_port && check_interface(&self.interface).is_ok() {
+            return Ok(());
+        }
+        Err(bad(
+            "gateway.interface",
+            format_args!("{:?}", self.interface),
+            "an interface has a name of 1 to 15 characters of A-Z a-z 0-9 . _ -",
+            "slipway0 is the default",
+        ))
+    }
+}
+
 fn bad(
     key: impl Into<String>,
     value: impl fmt::Display,
@@ -429,8 +501,24 @@ mod tests {
         assert_eq!(refused(|c| c.fdb.capacity = 15), "fdb.capacity");
         assert_eq!(refused(|c| c.fdb.ageing_s = 0), "fdb.ageing_s");
         assert_eq!(refused(|c| c.fdb.mac_quota = 65_537), "fdb.mac_quota");
+        for name in ["", "sixteen-is-too-l", "a/b", "tap%d", "a b", ".."] {
+            assert_eq!(refused(|c| c.gateway.interface = name.into()), "gateway.interface");
+        }
         assert_eq!(refused(|c| c.vhost.message_deadline_ms = 0), "vhost.message_deadline_ms");
         assert_eq!(refused(|c| c.vhost.reconnect_max_ms = 60_001), "vhost.reconnect_max_ms");
+    }
+
+    #[test]
+    fn a_gateway_has_the_addresses_of_the_network_that_wants_it() {
+        let mut config = Config::default();
+        assert_eq!(config.gateway(), None, "none unless it is asked for");
+        config.gateway.enabled = true;
+        let gateway = config.gateway().expect("the default network wants one");
+        assert_eq!(gateway.addresses, ["10.88.0.1/16".parse().expect("an address")]);
+        assert_eq!((gateway.interface.as_str(), gateway.mtu, gateway.vni), ("slipway0", 1500, 0));
+        assert!(!gateway.masquerade && gateway.check().is_ok());
+        config.networks[0].host_gateway = false;
+        assert_eq!(config.gateway(), None, "none unless a network wants it");
     }
 
     #[test]

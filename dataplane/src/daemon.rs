@@ -5,6 +5,7 @@
 //! slipway-vhost      all vhost-user sockets, housekeeping        one
 //! slipway-watch      frees the others from descriptors made to block    one
 //! slipway-api        the control API                             one
+//! slipway-tap        the host's side of the gateway              one, if there is a gateway
 //! slipway-pmdN       polls vrings, pinned                        one per configured core
 //! ```
 //!
@@ -26,6 +27,7 @@ use crate::control::peer::PeerPolicy;
 use crate::control::server::ApiServer;
 use crate::control::socket::{ApiSocket, find_group};
 use crate::control::switch::{Switch, SwitchConfig};
+use crate::gateway::Gateway;
 use crate::pmd::PmdConfig;
 use crate::vhost::socket::{SocketMode, VhostConfig, VhostThread};
 
@@ -46,6 +48,7 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         .create(&ports.socket_dir)
         .with_context(|| format!("Failed to make the folder {}", ports.socket_dir.display()))?;
 
+    let gateway = config.gateway().map(Gateway::open).transpose().context("No gateway")?;
     // The host's network is set up before this line, if at all; what comes after it cannot touch it.
     refuse_netlink()?;
     let vhost = VhostThread::spawn(VhostConfig {
@@ -69,16 +72,20 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         ageing_s: config.fdb.ageing_s,
     };
     let attachments = Attachments::open(config.attachments())?;
-    let switch = Switch::start(switch, vhost, seeds())
-        .context("Failed to start the switch")?
+    let switch = Switch::start(switch, vhost, seeds()).context("Failed to start the switch")?;
+    // Before the pods' ports, so that none of them has its name or addresses.
+    let gateway = gateway.map(|gateway| gateway.connect(&switch)).transpose()?;
+    let switch = switch
         .with_attachments(attachments)
         .context("Failed to restore the attachments of pods")?;
     let policy = PeerPolicy::new(group);
     let api = ApiServer::start(socket, policy, Arc::new(switch))
         .context("Failed to start the control API")?;
+    let interface = gateway.as_ref().map(|gateway| gateway.port.spec.name.as_str());
     tracing::info!(
         api = %config.api.socket.display(),
         cores = ?config.pmd.cores,
+        gateway = interface.unwrap_or("none"),
         "slipwayd is ready"
     );
 
@@ -87,6 +94,8 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     // The API first, so that nothing new begins; it holds the last reference to the switch, whose
     // ports, sockets and threads end with it.
     drop(api);
+    // Its rules last, as nothing needs them any more.
+    drop(gateway);
     Ok(())
 }
 

@@ -49,6 +49,12 @@ impl Scratch {
         self.bytes.last_chunk().expect("128 of 140 bytes")
     }
 
+    /// The frame's first bytes, to be written anew.
+    #[inline]
+    pub fn head_mut(&mut self) -> &mut [u8; HEAD] {
+        self.bytes.last_chunk_mut().expect("128 of 140 bytes")
+    }
+
     /// Header and head, in one piece.
     #[inline]
     pub fn all(&self) -> &[u8; VNET_HDR + HEAD] {

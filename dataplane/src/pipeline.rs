@@ -5,10 +5,10 @@
 //! ```text
 //! 1. take     chains from the guest, heads copied to scratch    vring::tx   truncated, too long ...
 //! 2. judge    each frame by the copy of its head:
-//!             anti-spoof, learning, FDB                         decide()    spoofed, no route ...
+//!             anti-spoof, neighbours, learning, FDB             judge()     spoofed, no route ...
 //! 3. deliver  frames grouped by egress vring, each vring
 //!             entered once: offload, copy, publish              deliver()   link down, ring full ...
-//! 4. account  conservation: received = forwarded + drops
+//! 4. account  conservation: received = forwarded + answered + drops
 //! 5. give back the chains to the sender, published once         vring::tx
 //! ```
 //!
@@ -19,18 +19,20 @@ use arrayvec::ArrayVec;
 
 use crate::fdb::{Fdb, Seen};
 use crate::flow::{self, HashSeed, L2};
-use crate::frame::{Batch, Scratch};
+use crate::frame::{Batch, Frame, Scratch};
+use crate::neighbour::{self, Answer};
 use crate::offload::{self, Abilities, Action, Offload, OffloadError};
 use crate::pmd::{Report, Reports};
 use crate::port::cell::LiveRing;
 use crate::port::{PortId, Vport};
 use crate::software::Software;
+use crate::spoof;
 use crate::stats::{DropReason, Egress, Ingress, PmdCounters};
 use crate::tables::{Tables, UnknownUnicast};
+use crate::vhost::mem::GuestSlice;
 use crate::vring::rx::{Fill, Refusal};
 use crate::vring::{BURST, RingFault, VNET_HDR};
 use crate::wire::VirtioNetHdr;
-use crate::wire::ethernet::GROUP_BIT;
 
 /// A frame with nothing left to do.
 const PLAIN: Offload = Offload::Done { is_checked: false };
@@ -42,6 +44,8 @@ pub enum Decision {
     Output(PortId),
     /// To every other vport of the segment.
     Flood,
+    /// Back to its sender, turned into the answer to itself.
+    Answer(Answer),
     /// Nowhere.
     Drop(DropReason),
 }
@@ -124,7 +128,7 @@ impl Worker {
         burst.counters.received_frames.add(n as u64);
         burst.counters.in_hand.set(n as u64);
 
-        self.judge(burst, &batch, sender);
+        self.judge(burst, &mut batch, sender);
         self.forward(burst, &batch);
         self.account(burst, &batch);
 
@@ -134,8 +138,10 @@ impl Worker {
     }
 
     /// Step 2: what becomes of each frame.
-    fn judge(&mut self, burst: &Burst<'_>, batch: &Batch<'_>, sender: Abilities) {
-        for (at, frame) in batch.frames.iter().enumerate() {
+    fn judge(&mut self, burst: &Burst<'_>, batch: &mut Batch<'_>, sender: Abilities) {
+        let mut bytes = 0;
+        for (at, frame) in batch.frames.iter_mut().enumerate() {
+            bytes += u64::from(frame.len);
             let judged = match frame.drop {
                 Some(reason) => Err(reason),
                 None => {
@@ -150,22 +156,39 @@ impl Worker {
             };
             self.offloads[at] = offload;
             self.decisions[at] = decision;
+            if let Decision::Answer(answer) = decision {
+                self.answer(answer, at, frame);
+            }
             // Until a copy is delivered; a flood may find no other vport.
             self.fates[at] = Some(match decision {
                 Decision::Drop(reason) => reason,
-                Decision::Output(_) | Decision::Flood => DropReason::NoReceiver,
+                Decision::Output(_) | Decision::Flood | Decision::Answer(_) => {
+                    DropReason::NoReceiver
+                }
             });
         }
+        burst.counters.received_bytes.add(bytes);
+    }
+
+    /// The question goes no further, so the answer takes its place: all of it is in the head.
+    #[cold]
+    fn answer(&mut self, answer: Answer, at: usize, frame: &mut Frame<'_>) {
+        answer.write(self.scratch[at].head_mut());
+        let (head_len, len) = (answer.len() as u16, answer.len() as u32);
+        *frame = Frame { head_len, len, body: GuestSlice::empty(), more: (0, 0), ..*frame };
+        self.offloads[at] = PLAIN;
     }
 
     /// Step 3: groups the frames by egress vring, and fills one vring after the other.
     fn forward(&mut self, burst: &Burst<'_>, batch: &Batch<'_>) {
         let mut bins = ArrayVec::<Bin, BURST>::new();
         let mut floods = ArrayVec::<u8, BURST>::new();
+        let mut answers = ArrayVec::<u8, BURST>::new();
         for at in 0..batch.frames.len() {
             match self.decisions[at] {
                 Decision::Drop(_) => {}
                 Decision::Flood => floods.push(at as u8),
+                Decision::Answer(_) => answers.push(at as u8),
                 Decision::Output(port) => {
                     let queue = self.queue_of(burst.tables, port, batch, at);
                     // Mostly a burst has one destination, and it is the last bin's.
@@ -185,6 +208,9 @@ impl Worker {
             if let Some(vport) = burst.tables.port(bin.port) {
                 self.deliver(burst, batch, vport, bin.queue, &bin.frames);
             }
+        }
+        if !answers.is_empty() {
+            self.deliver(burst, batch, burst.vport, 0, &answers);
         }
         if !floods.is_empty()
             && let Some(segment) = burst.tables.segment(burst.vport.rules.segment)
@@ -327,18 +353,18 @@ impl Worker {
         }
     }
 
-    /// Step 4: every frame received is forwarded or dropped for one reason.
+    /// Step 4: every frame received is forwarded, answered, or dropped for one reason.
     fn account(&self, burst: &Burst<'_>, batch: &Batch<'_>) {
-        let (mut bytes, mut forwarded) = (0, 0);
-        for (frame, fate) in batch.frames.iter().zip(&self.fates) {
-            bytes += u64::from(frame.len);
+        let (mut forwarded, mut answered) = (0, 0);
+        for (fate, decision) in self.fates.iter().zip(&self.decisions).take(batch.frames.len()) {
             match fate {
+                None if matches!(decision, Decision::Answer(_)) => answered += 1,
                 None => forwarded += 1,
                 Some(reason) => burst.counters.drops.add(*reason, 1),
             }
         }
-        burst.counters.received_bytes.add(bytes);
         burst.counters.forwarded_frames.add(forwarded);
+        burst.counters.answered_frames.add(answered);
     }
 }
 
@@ -358,9 +384,14 @@ pub fn judge(
 ) -> Result<(Offload, Decision), DropReason> {
     let l2 = flow::l2(head, frame_len).map_err(|_| DropReason::Malformed)?;
     let offload = check_offload(burst.vport, asked, head, frame_len, sender)?;
-    anti_spoof(burst.vport, &l2)?;
+    anti_spoof(burst.vport, &l2, head, frame_len)?;
+    let answer = neighbour::ask(&burst.tables.neighbours, burst.vport.place(), &l2, head)?;
     learn(burst, &l2, now_s);
-    Ok((offload, route(burst.vport, burst.tables, burst.fdb, &l2)))
+    let decision = match answer {
+        Some(answer) => Decision::Answer(answer),
+        None => route(burst.vport, burst.tables, burst.fdb, &l2),
+    };
+    Ok((offload, decision))
 }
 
 /// What is left to do to a frame, if it asks only for what it may and fits the vport's MTU.
@@ -388,16 +419,16 @@ pub fn check_offload(
     if longest > vport.rules.max_frame_bytes { Err(DropReason::TooLong) } else { Ok(offload) }
 }
 
-/// Whether the vport may use this source address.
+/// Whether the vport may use the source addresses in the frame.
+///
+/// # Errors
+/// Why the frame goes nowhere.
 #[inline]
-pub fn anti_spoof(vport: &Vport, l2: &L2) -> Result<(), DropReason> {
-    if l2.src & GROUP_BIT != 0 || l2.src == 0 {
-        // Neither a group nor nobody can be a source (IEEE 802.3, clause 3.2.3).
-        return Err(DropReason::Malformed);
-    }
-    match vport.rules.mac {
-        Some(mac) if vport.rules.anti_spoof && mac != l2.src => Err(DropReason::Spoofed),
-        _ => Ok(()),
+pub fn anti_spoof(vport: &Vport, l2: &L2, head: &[u8], frame_len: u32) -> Result<(), DropReason> {
+    spoof::ethernet(&vport.rules, l2)?;
+    match &vport.rules.bound {
+        None => Ok(()),
+        Some(bound) => bound.check(l2, head, frame_len),
     }
 }
 

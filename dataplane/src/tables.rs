@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
+use crate::neighbour::Neighbours;
 use crate::port::{PortId, Vport};
 
 /// What happens to a unicast frame whose destination no one is known to own.
@@ -39,6 +40,8 @@ pub struct Tables {
     pub ports: Vec<Option<Arc<Vport>>>,
     /// Segments by number.
     pub segments: Vec<Option<Segment>>,
+    /// Who has which IP address, as far as ports are bound to them.
+    pub neighbours: Neighbours,
 }
 
 impl Tables {

@@ -5,13 +5,16 @@ mod common;
 
 use std::alloc::{GlobalAlloc, Layout as MemoryLayout, System};
 use std::cell::Cell;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use common::net::{Net, mac, mac_key, rules};
-use dataplane::port::VportRules;
+use dataplane::neighbour::Neighbour;
+use dataplane::port::{PortId, VportRules};
+use dataplane::spoof::Bound;
 use dataplane::tables::UnknownUnicast;
 use dataplane::testing::frames::FrameBuilder;
 use dataplane::testing::{GuestConfig, Layout, VirtioNetHdr, features};
+use dataplane::wire::Mac;
 
 thread_local! {
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
@@ -120,6 +123,31 @@ fn plain_unicast_allocates_nothing() {
         let burst = vec![(VirtioNetHdr::default(), bytes.clone(), layout); 32];
         assert_eq!(allocations(2, features::PLAIN, features::PLAIN, &burst, 32), 0);
     }
+}
+
+#[test]
+fn answers_of_the_switch_allocate_nothing() {
+    let mut net = Net::new(&[UnknownUnicast::Drop], 32);
+    let [asker, other] = [0, 1].map(|n| IpAddr::from(Ipv4Addr::new(10, 0, 0, 1 + n)));
+    let own = Mac(mac(0, 0));
+    let bound = Some(Box::new(Bound::new(own, &[asker])));
+    let rules = VportRules { mac: Some(own.key()), anti_spoof: true, bound, ..rules(0) };
+    net.add(rules, 1, GuestConfig::default());
+    let neighbour = Neighbour { mac: Mac(mac(0, 1)), port: PortId(1) };
+    net.tables.neighbours.insert(0, other, neighbour);
+    let question = FrameBuilder::new(mac(0, 0), [0xff; 6])
+        .arp_request(Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::new(10, 0, 0, 2))
+        .build();
+    for round in 0..20 {
+        for _ in 0..32 {
+            net.guests[0].tx().send(&question).unwrap();
+        }
+        let (allocated, frames) = allocations_in(|| net.run_all(0));
+        assert_eq!(frames, 32);
+        assert!(round == 0 || allocated == 0, "{allocated} allocations");
+        assert_eq!(net.guests[0].rx().rx_burst(usize::MAX, |_| ()).unwrap(), 32);
+    }
+    assert_eq!(net.port(0).tx[0].counters.answered_frames.get(), 20 * 32);
 }
 
 #[test]

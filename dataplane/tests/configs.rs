@@ -100,6 +100,26 @@ fn check_config_says_good_or_which_line_is_wrong() {
 }
 
 #[test]
+fn the_drop_in_for_the_gateway_opens_what_the_unit_closes() {
+    let unit = read("slipwayd.service");
+    let is_set = |key: &str| unit.lines().any(|line| line.starts_with(&format!("{key}=")));
+    let drop_in = read("slipwayd-gateway.conf");
+    let settings: Vec<_> = drop_in.lines().filter_map(|line| line.split_once('=')).collect();
+    let settings: Vec<_> = settings.into_iter().filter(|(key, _)| !key.starts_with('#')).collect();
+    for key in [
+        "CapabilityBoundingSet",
+        "RestrictAddressFamilies",
+        "PrivateDevices",
+        "ProtectKernelTunables",
+    ] {
+        assert!(is_set(key), "{key} is not closed any more: the drop-in need not open it");
+        assert!(settings.iter().any(|(set, _)| *set == key), "{key} stays closed");
+    }
+    let device = settings.iter().find(|(key, _)| *key == "DeviceAllow").expect("one device");
+    assert_eq!(device.1, format!("{} rw", dataplane::gateway::interface::TUN_DEVICE));
+}
+
+#[test]
 fn the_systemd_unit_gives_slipwayd_options_that_it_takes() {
     let help = Command::new(env!("CARGO_BIN_EXE_slipwayd")).arg("--help").output().expect("runs");
     let help = String::from_utf8(help.stdout).expect("text");

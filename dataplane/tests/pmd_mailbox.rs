@@ -18,6 +18,7 @@ fn vport() -> Arc<Vport> {
         segment: 0,
         mac: None,
         anti_spoof: false,
+        bound: None,
         learning: false,
         mac_quota: 1,
         max_frame_bytes: 1514,

@@ -50,6 +50,8 @@ pub enum Purpose {
     Share,
     /// Watching the system calls of our processes
     Trace,
+    /// The host's gateway: interfaces and rules
+    Net,
     /// Running pods: containerd, runc and the stock CNI plugins
     Pods,
 }
@@ -62,6 +64,7 @@ impl Purpose {
             // Debian 12 has virtiofsd in there.
             Self::Share => &["qemu-system-common"],
             Self::Trace => &["strace"],
+            Self::Net => &["iproute2", "nftables"],
             Self::Pods => &[CONTAINERD, "runc", "containernetworking-plugins"],
         }
     }

@@ -51,8 +51,16 @@ const STEPS: &[Step] = &[
             "--lib",
             "--bins",
             "--tests",
+            "--",
+            "--skip",
+            "privileged::",
         ],
         privileged: false,
+    },
+    Step {
+        name: "privileged: the gateway of the host",
+        command: &["test", "-p", "dataplane", "--test", "gateway"],
+        privileged: true,
     },
     Step {
         name: "privileged: VMMs, guests and pods",
@@ -103,7 +111,7 @@ pub fn main(arguments: &Arguments) -> Result<()> {
     }
     let mut guest_dir = None;
     if steps.iter().any(|step| step.privileged) {
-        deps::ensure(&[Purpose::Vm, Purpose::Share, Purpose::Trace, Purpose::Pods])?;
+        deps::ensure(&[Purpose::Vm, Purpose::Share, Purpose::Net, Purpose::Trace, Purpose::Pods])?;
         guest::ensure(false)?;
         oci_image::ensure()?;
         guest_dir = Some(workspace::target().join("guest"));

@@ -136,3 +136,40 @@ async fn a_failure_names_the_step_and_leaves_nothing() {
     assert!(stderr.contains("The demo failed at this step: slipwayd"), "{stderr}");
     assert!(stderr.contains("ended with exit code 1"), "{stderr}");
 }
+
+#[tokio::test]
+async fn pods_are_shown_with_the_devices_and_messages_that_they_cost() {
+    let arguments = ["--pods", "runc"].map(OsStr::new);
+    let Ended { status, stdout, stderr } = demo(&arguments, None).await;
+    assert!(status.success(), "{stdout}{stderr}");
+    let value = |name: &str| {
+        let line = stdout.lines().find_map(|line| line.strip_prefix(name));
+        line.unwrap_or_else(|| panic!("'{name}' is missing:\n{stdout}")).trim_start()
+    };
+    for way in ["one -> two", "two -> one", "one -> host", "host -> one"] {
+        assert!(value(&format!("Round trip {way}")).starts_with("min/avg/max "), "{stdout}");
+    }
+    assert_eq!(value("Log "), "stdout: hello from two");
+    // What runc's pods cost is known: a device in each, its peer on the host, and the bridge.
+    assert_eq!(value("Devices in the pods"), "2: eth0, eth0");
+    assert!(value("Devices on the host").starts_with("3: slipway-br, veth"), "{stdout}");
+    if stdout.contains("rtnetlink messages") {
+        assert!(value("rtnetlink messages").starts_with("not measured: "), "{stdout}");
+    } else {
+        for plugin in ["bridge", "loopback"] {
+            let counted = value(&format!("rtnetlink of {plugin} "));
+            let messages: u64 = counted.split(' ').next().unwrap().parse().unwrap();
+            assert!(messages > 0, "{plugin}: {counted}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_interrupt_while_pods_start_or_talk_ends_all_and_leaves_nothing() {
+    for (step, signal) in [("Two pods", Signal::SIGINT), ("Pings", Signal::SIGTERM)] {
+        let arguments = ["--pods", "runc"].map(OsStr::new);
+        let Ended { status, stdout, stderr } = demo(&arguments, Some((step, signal))).await;
+        assert_eq!(status.code(), Some(130), "{step}: {stdout}{stderr}");
+        assert!(stderr.contains("Interrupted"), "{step}: {stderr}");
+    }
+}

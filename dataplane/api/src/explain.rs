@@ -168,6 +168,11 @@ pub enum Decision {
         /// Their names.
         ports: Vec<String>,
     },
+    /// The switch would answer it to its sender, and it would go nowhere else.
+    Answer {
+        /// The address that the sender would be told.
+        mac: Mac,
+    },
     /// It would be dropped.
     Drop {
         /// The reason, as it is counted.

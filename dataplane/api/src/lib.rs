@@ -47,9 +47,9 @@ pub use fdb::{
 };
 pub use mac::{Mac, MacError};
 pub use port::{
-    AppliedPortSpec, Created, Difference, Direction, LinkState, MAX_MAC_QUOTA, MAX_NAME_BYTES,
-    MAX_QUEUE_PAIRS, MAX_SOCKET_PATH_BYTES, MIN_MTU_BYTES, MemoryRegion, Port, PortDefaults,
-    PortList, PortMode, PortSpec, Ring, RingState,
+    AppliedPortSpec, Created, Difference, Direction, LinkState, MAX_ADDRESSES, MAX_MAC_QUOTA,
+    MAX_NAME_BYTES, MAX_QUEUE_PAIRS, MAX_SOCKET_PATH_BYTES, MIN_MTU_BYTES, MemoryRegion, Port,
+    PortDefaults, PortList, PortMode, PortSpec, Ring, RingState,
 };
 pub use stats::{Drops, EgressStats, IngressStats, Pmd, PmdList, PmdRing, PortStats, Stats};
 pub use vni::{MAX_AGEING_S, MAX_VNI, UnknownUnicast, Vni, VniList, VniSpec};

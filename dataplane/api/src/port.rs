@@ -7,6 +7,7 @@
 
 use std::{
     fmt,
+    net::IpAddr,
     os::unix::ffi::OsStrExt,
     path::{Component, Path, PathBuf},
 };
@@ -20,6 +21,8 @@ use crate::{ApiError, ErrorCode, MAX_VNI, Mac};
 pub const MAX_NAME_BYTES: usize = 64;
 /// The most queue pairs of one port: two vrings each, and a vhost-user ring index has 8 bits.
 pub const MAX_QUEUE_PAIRS: u16 = 128;
+/// The most IP addresses one port may be bound to.
+pub const MAX_ADDRESSES: usize = 8;
 /// The most addresses one port may learn.
 pub const MAX_MAC_QUOTA: u32 = 65_536;
 /// The smallest MTU a network device may have, in bytes (RFC 791; virtio 1.3, section 5.1.4.1).
@@ -36,6 +39,9 @@ pub enum PortMode {
     Listen,
     /// The VMM listens, the switch connects, and again after the VMM or the switch restarted.
     Connect,
+    /// There is none: the port is a tap interface of the host. Only slipwayd makes such a port, for
+    /// the host's own door to a network; it can be neither asked for nor deleted.
+    Tap,
 }
 
 impl fmt::Display for PortMode {
@@ -89,6 +95,12 @@ pub struct PortSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false, minimum = 68)]
     pub mtu: Option<u16>,
+    /// The guest's IP addresses, at most 8; they need a `mac`. The switch answers who asks for them
+    /// (ARP, neighbour discovery), and with `anti_spoof` the guest may send from no others. Default:
+    /// none, and any may be used.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<String>, max_items = 8)]
+    pub addresses: Vec<IpAddr>,
 }
 
 const fn one_queue_pair() -> u16 {
@@ -116,6 +128,15 @@ impl PortSpec {
         if let Some(socket) = &self.socket {
             check_socket_path(socket)?;
         }
+        if self.mode == PortMode::Tap {
+            return Err(ApiError::invalid(
+                "mode",
+                self.mode,
+                "The tap of the host is made by slipwayd alone, when it starts",
+                "Choose `listen` or `connect`; see [gateway] in slipwayd.toml for the tap",
+            ));
+        }
+        self.check_addresses()?;
         if !(1..=MAX_QUEUE_PAIRS).contains(&self.queue_pairs) {
             return Err(ApiError::invalid(
                 "queue_pairs",
@@ -161,6 +182,41 @@ impl PortSpec {
         Ok(())
     }
 
+    fn check_addresses(&self) -> Result<(), ApiError> {
+        let addresses = &self.addresses;
+        if addresses.len() > MAX_ADDRESSES {
+            return Err(ApiError::invalid(
+                "addresses",
+                addresses.len(),
+                "A port is bound to at most 8 addresses",
+                "Name one of each family, or none to allow any",
+            ));
+        }
+        if let (Some(first), None) = (addresses.first(), self.mac) {
+            return Err(ApiError::invalid(
+                "addresses",
+                first,
+                "Who asks for an address is answered with `mac`, which is not given",
+                "Give the port a `mac`, or leave `addresses` out",
+            ));
+        }
+        let is_host = |ip: &IpAddr| {
+            let is_broadcast = matches!(ip, IpAddr::V4(ip) if ip.is_broadcast());
+            !(ip.is_unspecified() || ip.is_multicast() || ip.is_loopback() || is_broadcast)
+        };
+        let is_repeated = |at: usize| addresses[..at].contains(&addresses[at]);
+        let bad = (0..addresses.len()).find(|&at| !is_host(&addresses[at]) || is_repeated(at));
+        match bad {
+            None => Ok(()),
+            Some(at) => Err(ApiError::invalid(
+                "addresses",
+                addresses[at],
+                "An address of a guest is a unicast address, and named once",
+                "Name the addresses of the guest's interface, without prefix lengths",
+            )),
+        }
+    }
+
     /// Checks the request and fills in every default.
     ///
     /// # Errors
@@ -200,6 +256,7 @@ impl PortSpec {
             mac_quota: self.mac_quota.unwrap_or(defaults.mac_quota),
             anti_spoof: self.anti_spoof.unwrap_or(self.mac.is_some() && !learning),
             mtu: self.mtu,
+            addresses: self.addresses,
         })
     }
 }
@@ -243,6 +300,10 @@ pub struct AppliedPortSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub mtu: Option<u16>,
+    /// The guest's IP addresses, as far as they are known.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<String>)]
+    pub addresses: Vec<IpAddr>,
 }
 
 /// A field in which a wanted port differs from the one that holds the name.
@@ -263,6 +324,10 @@ impl AppliedPortSpec {
         fn or_none<T: fmt::Display>(value: Option<&T>) -> String {
             value.map_or_else(|| "none".to_owned(), T::to_string)
         }
+        let join = |addresses: &[IpAddr]| {
+            let texts: Vec<_> = addresses.iter().map(IpAddr::to_string).collect();
+            if texts.is_empty() { "none".to_owned() } else { texts.join(" ") }
+        };
         let fields = |spec: &Self| {
             [
                 ("name", spec.name.clone()),
@@ -275,6 +340,7 @@ impl AppliedPortSpec {
                 ("mac_quota", spec.mac_quota.to_string()),
                 ("anti_spoof", spec.anti_spoof.to_string()),
                 ("mtu", or_none(spec.mtu.as_ref())),
+                ("addresses", join(&spec.addresses)),
             ]
         };
         fields(self)
@@ -490,6 +556,10 @@ mod tests {
         PortSpec { mac: Some(Mac([0x52, 0x54, 0, 0, 0, 1])), ..PortSpec::named("vm1") }
     }
 
+    fn ips(texts: &[&str]) -> Vec<IpAddr> {
+        texts.iter().map(|text| text.parse().expect("an address")).collect()
+    }
+
     #[test]
     fn a_name_alone_makes_a_learning_port_with_a_socket_of_its_own() {
         let applied = PortSpec::named("vm1").apply(&defaults()).expect("applies");
@@ -534,6 +604,14 @@ mod tests {
             ("mac_quota", PortSpec { mac_quota: Some(0), ..base() }),
             ("mac_quota", PortSpec { mac_quota: Some(65_537), ..base() }),
             ("mtu", PortSpec { mtu: Some(67), ..base() }),
+            ("mode", PortSpec { mode: PortMode::Tap, ..base() }),
+            ("addresses", PortSpec { addresses: ips(&["10.0.0.1"]), ..base() }),
+            ("addresses", PortSpec { addresses: ips(&["0.0.0.0"]), ..with_mac() }),
+            ("addresses", PortSpec { addresses: ips(&["255.255.255.255"]), ..with_mac() }),
+            ("addresses", PortSpec { addresses: ips(&["fd00::1", "ff02::1"]), ..with_mac() }),
+            ("addresses", PortSpec { addresses: ips(&["::1"]), ..with_mac() }),
+            ("addresses", PortSpec { addresses: ips(&["fd00::1", "fd00::1"]), ..with_mac() }),
+            ("addresses", PortSpec { addresses: ips(&["10.0.0.1"; 9]), ..with_mac() }),
             ("anti_spoof", PortSpec { anti_spoof: Some(true), ..base() }),
             ("anti_spoof", PortSpec { anti_spoof: Some(true), learning: Some(true), ..with_mac() }),
         ];
@@ -584,6 +662,7 @@ mod tests {
         let mut full = json.as_object().expect("object").clone();
         full.insert("mac".into(), "52:54:00:00:00:01".into());
         full.insert("mtu".into(), 1500.into());
+        full.insert("addresses".into(), vec!["10.0.0.1"].into());
         let base: AppliedPortSpec = serde_json::from_value(full.clone().into()).expect("reads");
         for (field, value) in &full {
             let other = match value {
@@ -591,6 +670,7 @@ mod tests {
                 serde_json::Value::Number(n) => (n.as_u64().expect("unsigned") + 1).into(),
                 _ if field == "mac" => "52:54:00:00:00:02".into(),
                 _ if field == "mode" => "connect".into(),
+                _ if field == "addresses" => vec!["10.0.0.1", "10.0.0.2"].into(),
                 _ => "/other".into(),
             };
             let mut changed = full.clone();

@@ -3,7 +3,7 @@
 //! Counters only grow while a port lives. Two laws hold in every reply, up to frames that move
 //! while the counters are read:
 //! ```text
-//! ingress:  received_frames = forwarded_frames + sum(drops) + in_hand_frames
+//! ingress:  received_frames = forwarded_frames + answered_frames + sum(drops) + in_hand_frames
 //! egress:   offered_frames  = delivered_frames + sum(drops)
 //! ```
 //! A frame that is flooded to n ports is forwarded once and offered n times.
@@ -25,6 +25,10 @@ pub struct IngressStats {
     pub received_bytes: u64,
     /// Frames that went on to at least one port.
     pub forwarded_frames: u64,
+    /// Frames that the switch answered itself: who asked for the address of a guest it knows. The
+    /// answers are among the frames offered to the port.
+    #[serde(default)]
+    pub answered_frames: u64,
     /// Frames that went no further, by reason.
     pub drops: Drops,
 }

@@ -131,6 +131,10 @@ pub struct PortAddArgs {
     /// The largest IP packet the guest may send, in bytes [default: no limit]
     #[arg(long, value_name = "BYTES")]
     mtu: Option<u16>,
+    /// An IP address of the guest, which the switch answers for; may be given several times, and
+    /// with --mac only [default: any may be used]
+    #[arg(long = "address", value_name = "IP")]
+    addresses: Vec<IpAddr>,
 }
 
 impl From<PortAddArgs> for PortSpec {
@@ -149,6 +153,7 @@ impl From<PortAddArgs> for PortSpec {
             mac_quota: args.mac_quota,
             anti_spoof: args.anti_spoof,
             mtu: args.mtu,
+            addresses: args.addresses,
         }
     }
 }

@@ -64,6 +64,7 @@ pub fn port(port: &Port) -> String {
         ("Learning", learning(port)),
         ("Anti-spoof", yes_no(spec.anti_spoof).to_owned()),
         ("MTU", or_dash(spec.mtu.as_ref())),
+        ("Addresses", addresses(port)),
         ("Features", if port.features.is_empty() { "-".into() } else { port.features.join(" ") }),
     ];
     let mut text: String =
@@ -91,6 +92,11 @@ pub fn port(port: &Port) -> String {
 
 fn learning(port: &Port) -> String {
     if port.spec.learning { format!("yes, up to {}", port.spec.mac_quota) } else { "no".to_owned() }
+}
+
+fn addresses(port: &Port) -> String {
+    let texts: Vec<_> = port.spec.addresses.iter().map(ToString::to_string).collect();
+    if texts.is_empty() { "-".to_owned() } else { texts.join(" ") }
 }
 
 const fn yes_no(value: bool) -> &'static str {
@@ -211,6 +217,7 @@ pub fn stats(stats: &Stats) -> String {
             port.vni.to_string(),
             port.ingress.received_frames.to_string(),
             port.ingress.forwarded_frames.to_string(),
+            port.ingress.answered_frames.to_string(),
             port.ingress.drops.values().sum::<u64>().to_string(),
             port.in_hand_frames.to_string(),
             port.egress.offered_frames.to_string(),
@@ -223,6 +230,7 @@ pub fn stats(stats: &Stats) -> String {
         ">VNI",
         ">RECEIVED",
         ">FORWARDED",
+        ">ANSWERED",
         ">IN DROPS",
         ">IN HAND",
         ">OFFERED",
@@ -316,6 +324,7 @@ pub fn explanation(reply: &ExplainReply) -> String {
         Decision::Output { port } => format!("leaves by port {port}"),
         Decision::Flood { ports } if ports.is_empty() => "is flooded to no port".to_owned(),
         Decision::Flood { ports } => format!("is flooded to {}", ports.join(", ")),
+        Decision::Answer { mac } => format!("is answered to its sender: at {mac}"),
         Decision::Drop { reason } => format!("is dropped: {reason}"),
     };
     table(&["STAGE", "ANSWER", "DETAIL"], rows, "No stage was asked.")
@@ -375,6 +384,7 @@ fn difference(now: &PortStats, then: &PortStats) -> PortStats {
         (&mut ingress.received_frames, then.ingress.received_frames),
         (&mut ingress.received_bytes, then.ingress.received_bytes),
         (&mut ingress.forwarded_frames, then.ingress.forwarded_frames),
+        (&mut ingress.answered_frames, then.ingress.answered_frames),
         (&mut egress.offered_frames, then.egress.offered_frames),
         (&mut egress.delivered_frames, then.egress.delivered_frames),
         (&mut egress.delivered_bytes, then.egress.delivered_bytes),

@@ -215,6 +215,7 @@ fn a_configuration_that_makes_no_sense_is_refused_by_its_key() {
         ("runtimeConfig", json!({"ips": ["here"]}), "\"here\" is no address"),
         ("runtimeConfig", json!({"ips": ["10.1.0.2"]}), "its ranges are 10.88.0.0/16"),
         ("runtimeConfig", json!({"portMappings": [{}]}), "maps no ports"),
+        ("runtimeConfig", json!({"bandwidth": {"ingressRate": 1}}), "limits no bandwidth"),
         ("prevResult", json!({}), "cannot be chained"),
     ] {
         fake.plugin().set(key, value).run("ADD").error(7, part);

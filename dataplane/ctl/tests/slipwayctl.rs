@@ -102,6 +102,7 @@ Queue pairs  1
 Learning     no
 Anti-spoof   yes
 MTU          1500
+Addresses    -
 Features     VIRTIO_F_VERSION_1 VIRTIO_NET_F_MRG_RXBUF
 Memory       256 MiB at 0x0
 
@@ -227,8 +228,8 @@ fn counters_are_shown_with_drops_by_reason() {
 }
 
 const STATS: &str = "\
-PORT  VNI  RECEIVED  FORWARDED  IN DROPS  IN HAND  OFFERED  DELIVERED  OUT DROPS
-vm1     0      1000        990         9        1     1000        995          5
+PORT  VNI  RECEIVED  FORWARDED  ANSWERED  IN DROPS  IN HAND  OFFERED  DELIVERED  OUT DROPS
+vm1     0      1000        986         4         9        1     1000        995          5
 
 PORT  DROPPED     REASON     FRAMES
 vm1   from guest  no_route        7

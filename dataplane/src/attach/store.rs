@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! save:    write .new-NAME, rename it to NAME.json     then the caller is answered
-//! load:    NAME.json -> record; what is no record is renamed to NAME.json.bad and reported
+//! load:    NAME.json -> record; what is no record is renamed to NAME.json.bad and reported,
+//!          what is of another boot is removed
 //! ```
 //! A file takes its name in one step, so whenever the process is killed, each attachment is there as
 //! a whole or not at all. No lock is needed: one daemon serves a run directory, as the lock beside
@@ -10,8 +11,9 @@
 //!
 //! # Bounds
 //! The files live in the run directory, which is a tmpfs on all distributions: a reboot takes them
-//! with the pods they tell of. Nothing is synced to a disk, because no machine failure leaves a pod
-//! behind that could need it.
+//! with the pods they tell of. Where it is not, each record names the boot that it is of, and one of
+//! another boot is removed. So nothing needs to be synced to a disk: no failure of the machine leaves
+//! a pod behind that could miss its record.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -25,6 +27,8 @@ use slipway_api::Attachment;
 const MAX_FILE_BYTES: u64 = 1 << 20;
 /// The format of the files.
 const VERSION: u32 = 1;
+/// Where the kernel tells one boot from another (random(4)).
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 const SUFFIX: &str = ".json";
 const UNFINISHED: &str = ".new-";
 
@@ -33,6 +37,8 @@ const UNFINISHED: &str = ".new-";
 pub(super) struct Record {
     /// See [`VERSION`].
     version: u32,
+    /// The boot that the pod is of.
+    boot: String,
     /// Its place in the order of creation.
     pub sequence: u64,
     /// The attachment; its link is that of the moment it was made.
@@ -40,8 +46,9 @@ pub(super) struct Record {
 }
 
 impl Record {
+    /// The record of an attachment, yet to be saved.
     pub fn new(sequence: u64, attachment: Attachment) -> Self {
-        Self { version: VERSION, sequence, attachment }
+        Self { version: VERSION, boot: String::new(), sequence, attachment }
     }
 }
 
@@ -49,6 +56,7 @@ impl Record {
 #[derive(Debug)]
 pub(super) struct Store {
     folder: PathBuf,
+    boot: String,
 }
 
 /// Why a record cannot be kept or found.
@@ -68,7 +76,8 @@ impl Store {
     /// The store in `folder`, which is made if it is missing.
     pub fn open(folder: PathBuf) -> Result<Self, StoreError> {
         make_private_folder(&folder)?;
-        Ok(Self { folder })
+        let boot = fs::read_to_string(BOOT_ID).map_err(failed("read", Path::new(BOOT_ID)))?;
+        Ok(Self { folder, boot: boot.trim().to_owned() })
     }
 
     /// Keeps a record under its port's name, in place of an older one.
@@ -77,7 +86,8 @@ impl Store {
         let path = self.path_of(name);
         let unfinished = self.folder.join(format!("{UNFINISHED}{name}"));
         // Paths in UTF-8 are checked before: serialising plain data cannot fail otherwise.
-        let text = serde_json::to_vec(record).map_err(io::Error::from);
+        let record = Record { boot: self.boot.clone(), ..record.clone() };
+        let text = serde_json::to_vec(&record).map_err(io::Error::from);
         let text = text.map_err(failed("describe", &path))?;
         let written = OpenOptions::new()
             .write(true)
@@ -121,6 +131,10 @@ impl Store {
                 fs::remove_file(&path).map_err(failed("remove", &path))?;
             } else if let Some(name) = name.strip_suffix(SUFFIX) {
                 match read(&path, name) {
+                    Ok(record) if record.boot != self.boot => {
+                        tracing::info!(file = %path.display(), "Its pod ended with the last boot");
+                        fs::remove_file(&path).map_err(failed("remove", &path))?;
+                    }
                     Ok(record) => found.push(record),
                     Err(why) => set_aside(&path, &why)?,
                 }

@@ -415,6 +415,20 @@ fn what_was_not_finished_is_forgotten_and_what_is_damaged_is_set_aside() {
 }
 
 #[test]
+fn pods_of_another_boot_are_forgotten() {
+    let rig = Rig::small();
+    let (old, new) = (rig.add("old"), rig.add("new"));
+    let file = rig.folder.path().join(format!("attachments/{}.json", old.port));
+    let mut record: serde_json::Value =
+        serde_json::from_slice(&fs::read(&file).expect("reads")).expect("JSON");
+    record["boot"] = "00000000-0000-0000-0000-000000000000".into();
+    fs::write(&file, record.to_string()).expect("writes");
+    let rig = rig.restart();
+    assert_eq!((rig.owners(), rig.used()), (vec!["new".to_owned()], 1));
+    assert_eq!(rig.files(), [format!("{}.json", new.port)]);
+}
+
+#[test]
 fn a_network_that_changed_keeps_its_pods() {
     let mut rig = Rig::small();
     let made = rig.add("a");

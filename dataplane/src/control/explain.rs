@@ -5,6 +5,7 @@ use slipway_api::{Decision as Answer, ExplainReply, Stage};
 use crate::fdb::Fdb;
 use crate::flow::{self, L2};
 use crate::frame::HEAD;
+use crate::neighbour;
 use crate::offload::Abilities;
 use crate::pipeline::{self, Decision};
 use crate::port::{PortId, Vport};
@@ -53,7 +54,22 @@ fn judge(
         Some(mac) => format!("only {} may be the source", Mac::from_key(mac)),
         None => "any station's address may be the source".to_owned(),
     };
-    answer(stages, "anti_spoof", pipeline::anti_spoof(vport, &l2), Some(rule))?;
+    let rule = match vport.rules.bound {
+        Some(_) => format!("{rule}, with the IP addresses of the port"),
+        None => rule,
+    };
+    let sources = pipeline::anti_spoof(vport, &l2, head, len);
+    answer(stages, "anti_spoof", sources, Some(rule))?;
+
+    let asked = neighbour::ask(&tables.neighbours, vport.place(), &l2, head);
+    let told = match asked {
+        Ok(Some(told)) => {
+            let answer = format!("answered: at {}", told.mac());
+            stages.push(Stage { stage: "neighbour".into(), answer, detail: None });
+            Some(told)
+        }
+        other => answer(stages, "neighbour", other, None)?,
+    };
 
     stages.push(Stage {
         stage: "learning".into(),
@@ -61,11 +77,15 @@ fn judge(
         detail: None,
     });
 
+    if let Some(told) = told {
+        return Ok(Decision::Answer(told));
+    }
     let decision = pipeline::route(vport, tables, fdb, &l2);
     let segment = tables.segment(vport.rules.segment);
     let detail = segment.map(|segment| format!("VNI {}", segment.vni));
     let found = match decision {
         Decision::Output(id) => format!("known: {}", name(tables, id)),
+        Decision::Answer(_) => unreachable!("a route is no answer"),
         Decision::Flood if l2.is_to_group() => "flood: a group address".to_owned(),
         Decision::Flood => "flood: unknown address, and the VNI floods those".to_owned(),
         Decision::Drop(reason) => format!("drop: {}", reason.name()),
@@ -113,6 +133,7 @@ fn deliver(stages: &mut Vec<Stage>, vport: &Vport, tables: &Tables, decision: De
     let receivers: Vec<PortId> = match decision {
         Decision::Drop(reason) => return Answer::Drop { reason: reason.name().into() },
         Decision::Output(id) => vec![id],
+        Decision::Answer(_) => vec![vport.id],
         Decision::Flood => tables.segment(vport.rules.segment).map_or_else(Vec::new, |segment| {
             segment.members.iter().copied().filter(|&id| id != vport.id).collect()
         }),
@@ -131,6 +152,7 @@ fn deliver(stages: &mut Vec<Stage>, vport: &Vport, tables: &Tables, decision: De
     stages.push(Stage { stage: "egress".into(), answer, detail });
     match (decision, up.first()) {
         (_, None) => Answer::Drop { reason: reason.name().into() },
+        (Decision::Answer(told), Some(_)) => Answer::Answer { mac: slipway_api::Mac(told.mac().0) },
         (Decision::Output(_), Some(&id)) => Answer::Output { port: name(tables, id) },
         _ => Answer::Flood { ports: names(&up) },
     }

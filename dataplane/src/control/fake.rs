@@ -327,7 +327,8 @@ impl Control for FakeSwitch {
             ingress: IngressStats {
                 received_frames: frames,
                 received_bytes: frames * 64,
-                forwarded_frames: frames - 10,
+                forwarded_frames: frames - 14,
+                answered_frames: 4,
                 drops: BTreeMap::from([("no_route".into(), 7), ("spoofed".into(), 2)]),
             },
             egress: EgressStats {

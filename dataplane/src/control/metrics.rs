@@ -157,10 +157,11 @@ impl Collector for Snapshot {
 impl Snapshot {
     fn vports(&self, writer: &mut Writer<'_>) -> fmt::Result {
         type Field = fn(&PortStats) -> u64;
-        let counters: [(&str, &str, Field); 6] = [
+        let counters: [(&str, &str, Field); 7] = [
             ("vport_received_frames", "Frames taken from the guest", |p| p.ingress.received_frames),
             ("vport_received_bytes", "Bytes taken from the guest", |p| p.ingress.received_bytes),
             ("vport_forwarded_frames", "Frames that went on", |p| p.ingress.forwarded_frames),
+            ("vport_answered_frames", "Frames answered by us", |p| p.ingress.answered_frames),
             ("vport_offered_frames", "Frames meant for the guest", |p| p.egress.offered_frames),
             ("vport_delivered_frames", "Frames given to the guest", |p| p.egress.delivered_frames),
             ("vport_delivered_bytes", "Bytes given to the guest", |p| p.egress.delivered_bytes),

@@ -10,8 +10,11 @@
 //! lock: what it does on its own (learning, ageing, broken rings: [`super::housekeeping`]) goes by
 //! the published snapshot. So the API may wait for it while it holds the lock.
 
+mod tap;
+
 use std::collections::BTreeMap;
 use std::io;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
@@ -26,14 +29,19 @@ use crate::attach::{Attachments, PodPort, PodPorts, StoreError};
 use crate::clock;
 use crate::fdb::{Entry, Fdb, Kind, Refused};
 use crate::flow::HashSeed;
+use crate::neighbour::{Neighbour, Neighbours};
 use crate::pmd::{PmdConfig, Pmds, Reports, Shared};
+use crate::port::tap::TapPort;
 use crate::port::vhost_user::VhostUserPort;
 use crate::port::{PortId, Vport, VportRules};
+use crate::spoof::Bound;
 use crate::tables::{Segment, Tables, UnknownUnicast};
 use crate::vhost::socket::{SocketMode, VhostThread};
 use crate::wire;
 
 use super::{Control, explain, housekeeping, refusal, view};
+
+pub use tap::TapSpec;
 
 /// Longest frame that is no TSO or USO segment when a port has no MTU: any IP packet.
 const ANY_FRAME_BYTES: u32 = crate::vring::MAX_FRAME_BYTES;
@@ -84,6 +92,8 @@ struct State {
 struct PortEntry {
     spec: AppliedPortSpec,
     vport: Arc<Vport>,
+    /// What is on the far side in place of a socket.
+    tap: Option<TapPort>,
     /// Whose it is, if it is not of those who ask for ports.
     user: Option<String>,
 }
@@ -98,6 +108,26 @@ struct VniEntry {
 impl State {
     fn members(&self, vni: u32) -> impl Iterator<Item = &PortEntry> {
         self.ports.values().filter(move |entry| entry.spec.vni == vni)
+    }
+
+    /// Who has which address, as far as ports are bound to them.
+    fn neighbours(&self) -> Neighbours {
+        let mut neighbours = Neighbours::default();
+        for PortEntry { spec, vport, .. } in self.ports.values() {
+            // `PortSpec::check`: who has addresses has a MAC address.
+            let (Some(mac), false) = (spec.mac, spec.addresses.is_empty()) else { continue };
+            let neighbour = Neighbour { mac: wire::Mac(mac.0), port: vport.id };
+            let link_local = IpAddr::from(wire::ndp::link_local(neighbour.mac));
+            for &address in spec.addresses.iter().chain([&link_local]) {
+                neighbours.insert(vport.rules.segment, address, neighbour);
+            }
+        }
+        for (&vni, entry) in &self.vnis {
+            if self.members(vni).all(|member| !member.spec.addresses.is_empty()) {
+                neighbours.set_complete(entry.segment);
+            }
+        }
+        neighbours
     }
 
     fn name_of(&self, id: PortId) -> Option<&str> {
@@ -174,7 +204,7 @@ impl Switch {
 
     /// Builds the snapshot that `state` asks for, and publishes it.
     fn publish(&self, state: &State) {
-        let mut tables = Tables::default();
+        let mut tables = Tables { neighbours: state.neighbours(), ..Tables::default() };
         let slots = state.ports.values().map(|e| e.vport.id.0 as usize + 1).max().unwrap_or(0);
         tables.ports.resize(slots, None);
         for entry in state.ports.values() {
@@ -225,7 +255,8 @@ impl Switch {
 
     /// Everything that can be refused before anything is changed.
     fn check_new(&self, state: &State, spec: &AppliedPortSpec) -> Result<(), ApiError> {
-        if state.ports.len() >= self.config.max_ports {
+        let ports = state.ports.values().filter(|entry| entry.tap.is_none()).count();
+        if spec.mode != PortMode::Tap && ports >= self.config.max_ports {
             return Err(ApiError::new(
                 ErrorCode::LimitReached,
                 format!("This switch has its {} ports", self.config.max_ports),
@@ -233,7 +264,9 @@ impl Switch {
             )
             .about("name", &spec.name));
         }
-        if let Some(other) = state.ports.values().find(|e| e.spec.socket == spec.socket) {
+        let has_socket =
+            |e: &&PortEntry| e.spec.mode != PortMode::Tap && e.spec.socket == spec.socket;
+        if let Some(other) = state.ports.values().find(has_socket) {
             return Err(ApiError::new(
                 ErrorCode::Conflict,
                 format!("Port {} has this socket", other.spec.name),
@@ -241,22 +274,39 @@ impl Switch {
             )
             .about("socket", spec.socket.display()));
         }
-        Ok(())
+        let has = |entry: &PortEntry, address: &IpAddr| entry.spec.addresses.contains(address);
+        let taken = spec.addresses.iter().find_map(|address| {
+            let other = state.members(spec.vni).find(|entry| has(entry, address))?;
+            Some((address, &other.spec.name))
+        });
+        match taken {
+            None => Ok(()),
+            Some((address, other)) => Err(ApiError::new(
+                ErrorCode::Conflict,
+                format!("Port {other} of this VNI is bound to this address"),
+                "Give each guest of a VNI addresses of its own, or delete that port first",
+            )
+            .about("addresses", address)),
+        }
     }
 
-    fn add(
+    /// Makes the vport, pins its address and publishes it: a ring may start as soon as it returns.
+    fn enter(
         &self,
         state: &mut State,
         spec: AppliedPortSpec,
         user: Option<String>,
-    ) -> Result<Port, ApiError> {
-        let vni = spec.vni;
-        let segment = Self::segment(state, vni)?;
+    ) -> Result<Arc<Vport>, ApiError> {
+        let segment = Self::segment(state, spec.vni)?;
         let mtu_bytes = |mtu| u32::from(mtu) + L2_OVERHEAD_BYTES;
         let rules = VportRules {
             segment,
             mac: spec.mac.map(|mac| wire::Mac(mac.0).key()),
             anti_spoof: spec.anti_spoof,
+            bound: spec
+                .mac
+                .filter(|_| spec.anti_spoof && !spec.addresses.is_empty())
+                .map(|mac| Box::new(Bound::new(wire::Mac(mac.0), &spec.addresses))),
             learning: spec.learning,
             mac_quota: spec.mac_quota,
             max_frame_bytes: spec.mtu.map_or(ANY_FRAME_BYTES, mtu_bytes),
@@ -267,19 +317,35 @@ impl Switch {
             let pinned = self.shared.fdb.insert_static(segment, wire::Mac(mac.0), id);
             pinned.map_err(|refused| refused_static(state, refused, mac))?;
         }
+        let entry = PortEntry { spec, vport: Arc::clone(&vport), tap: None, user };
+        state.ports.insert(entry.spec.name.clone(), entry);
+        self.publish(state);
+        Ok(vport)
+    }
+
+    /// Undoes [`Self::enter`], of a port none of whose rings runs.
+    fn withdraw(&self, state: &mut State, name: &str) {
+        if let Some(entry) = state.ports.remove(name) {
+            self.shared.fdb.remove_port(entry.vport.id);
+        }
+    }
+
+    fn add(
+        &self,
+        state: &mut State,
+        spec: AppliedPortSpec,
+        user: Option<String>,
+    ) -> Result<Port, ApiError> {
+        let (name, path) = (spec.name.clone(), spec.socket.clone());
         let mode = match spec.mode {
             PortMode::Listen => self.config.listen,
             PortMode::Connect => SocketMode::Connect,
+            PortMode::Tap => unreachable!("`PortSpec::check` refuses the mode"),
         };
+        let vport = self.enter(state, spec, user)?;
         let device = VhostUserPort::new(Arc::clone(&vport), Arc::clone(&self.pmds));
-        let name = spec.name.clone();
-        let path = spec.socket.clone();
-        // Published before there is a socket: a ring may start as soon as there is one.
-        state.ports.insert(name.clone(), PortEntry { spec, vport, user });
-        self.publish(state);
-        if let Err(err) = self.vhost.add_port(id.0, &path, mode, Box::new(device)) {
-            state.ports.remove(&name);
-            self.shared.fdb.remove_port(id);
+        if let Err(err) = self.vhost.add_port(vport.id.0, &path, mode, Box::new(device)) {
+            self.withdraw(state, &name);
             return Err(ApiError::new(
                 ErrorCode::InvalidValue,
                 format!("The port's socket can not be made: {err}"),
@@ -366,7 +432,8 @@ fn refused_static(state: &State, refused: Refused, mac: Mac) -> ApiError {
 
 impl PodPorts for Switch {
     fn open_pod(&self, port: PodPort) -> Result<(), ApiError> {
-        let spec = port.spec.apply(&self.config.ports)?;
+        let spec = PortSpec { addresses: port.addresses, ..port.spec };
+        let spec = spec.apply(&self.config.ports)?;
         let mut state = self.lock();
         if state.ports.contains_key(&spec.name) {
             return Err(refusal::port_exists(&spec.name));
@@ -410,6 +477,7 @@ impl Control for Switch {
         if let Some(user) = &entry.user {
             return Err(refusal::port_of(user, name));
         }
+        tap::check_deletable(entry)?;
         self.remove(&mut state, name);
         Ok(())
     }

@@ -74,10 +74,17 @@ pub fn stats(spec: &AppliedPortSpec, vport: &Vport) -> PortStats {
     stats.ring_faults = faults.into_iter().map(|(name, n)| (name.to_owned(), n)).collect();
     for tx in &vport.tx {
         let (from, into) = (&tx.counters, &mut stats.ingress);
-        let IngressStats { received_frames, received_bytes, forwarded_frames, drops } = into;
+        let IngressStats {
+            received_frames,
+            received_bytes,
+            forwarded_frames,
+            answered_frames,
+            drops,
+        } = into;
         add(received_frames, &from.received_frames);
         add(received_bytes, &from.received_bytes);
         add(forwarded_frames, &from.forwarded_frames);
+        add(answered_frames, &from.answered_frames);
         add_drops(drops, &from.drops);
         add(&mut stats.in_hand_frames, &from.in_hand);
     }

@@ -2,15 +2,17 @@
 //!
 //! A [`Vport`] is created by the control plane, published in the tables, and lives until the last
 //! PMD let go of it. Its identity and its rules never change; its rings come and go with the front
-//! end ([`cell`]). [`vhost_user`] is the control side of a vhost-user port.
+//! end ([`cell`]). [`vhost_user`] is the control side of a vhost-user port, [`tap`] that of the host's.
 
 pub mod cell;
+pub mod tap;
 pub mod vhost_user;
 pub mod watch;
 
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 
 pub use crate::fdb::PortId;
+use crate::spoof::Bound;
 use crate::stats::{Egress, Ingress};
 
 use cell::RingCell;
@@ -25,6 +27,8 @@ pub struct VportRules {
     pub mac: Option<u64>,
     /// Only `mac` may be used as source address.
     pub anti_spoof: bool,
+    /// The IP addresses that may be used; `None`: any.
+    pub bound: Option<Box<Bound>>,
     /// Source addresses are learned.
     pub learning: bool,
     /// How many addresses may be learned.
@@ -84,6 +88,12 @@ impl Vport {
             rx_enabled: AtomicU16::new(0),
             link: Link::default(),
         }
+    }
+
+    /// Where its frames come from: its segment and its number.
+    #[inline]
+    pub fn place(&self) -> (u16, PortId) {
+        (self.rules.segment, self.id)
     }
 
     /// The place of a vring, by its index as vhost-user counts: 2 q receives, 2 q + 1 transmits.

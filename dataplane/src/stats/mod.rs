@@ -4,7 +4,7 @@
 //! Every frame that the switch takes from a guest ends in exactly one place:
 //!
 //! ```text
-//! ingress, per vport:  received = forwarded + sum of drops by reason + in hand
+//! ingress, per vport:  received = forwarded + answered + sum of drops by reason + in hand
 //! egress,  per vport:  offered  = delivered + sum of drops by reason
 //! the whole switch:    sum of copies made at ingress = sum of offered at egress
 //! ```
@@ -12,6 +12,10 @@
 //! A frame counts as forwarded when at least one copy of it was delivered: a broadcast is one frame
 //! received and as many copies as its segment has other vports. When no copy could be delivered,
 //! the frame is a drop at ingress too, with the reason of the first refusal.
+//!
+//! A frame that the switch answers itself ([`crate::neighbour`]) goes no further: it is answered when
+//! the answer reached its sender, which counts as one copy, offered to the sender's own vport; otherwise
+//! it is a drop with the reason of that refusal.
 //!
 //! # Threads
 //! Every counter has one writer at a time: ingress counters the PMD that holds the TX vring, egress
@@ -82,6 +86,8 @@ pub struct Ingress {
     pub received_bytes: Counter,
     /// Frames of which at least one copy reached a guest.
     pub forwarded_frames: Counter,
+    /// Frames that were answered to their sender.
+    pub answered_frames: Counter,
     /// Copies offered to egress vports.
     pub copies: Counter,
     /// Gauge: frames of the burst that is being worked on.

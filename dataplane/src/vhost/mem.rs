@@ -19,6 +19,8 @@
 //! in or out, and ring indexes are touched as atomics.
 #![expect(unsafe_code, reason = "guest memory is mapped raw; no reference may point into it")]
 
+mod fd;
+
 use std::fs::File;
 use std::marker::PhantomData;
 use std::os::fd::AsFd;

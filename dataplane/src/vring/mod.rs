@@ -2,7 +2,7 @@
 //!
 //! [`chain`] walks one descriptor chain, [`split`] holds a split ring's indexes and publishes them,
 //! [`tx`] takes bursts of frames from a guest and [`rx`] writes bursts of frames to one. A packed
-//! ring would be a sibling of [`split`].
+//! ring would be a sibling of [`split`]. [`driver`] is the other side, for vports without a guest.
 //!
 //! # Bounds
 //! All of a ring is checked once, when it starts, to lie in the guest's memory ([`split`]). After
@@ -15,6 +15,7 @@
 //! starts the ring afresh, as after a guest reboot.
 
 pub mod chain;
+pub mod driver;
 pub mod rx;
 pub mod split;
 pub mod tx;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use dataplane::fdb::Fdb;
 use dataplane::flow::HashSeed;
+use dataplane::neighbour::Neighbours;
 use dataplane::pipeline::{Burst, Worker};
 use dataplane::pmd::{Report, Reports};
 use dataplane::port::cell::Slot;
@@ -34,6 +35,7 @@ pub fn rules(segment: u16) -> VportRules {
         segment,
         mac: None,
         anti_spoof: false,
+        bound: None,
         learning: false,
         mac_quota: 64,
         max_frame_bytes: MAX_FRAME,
@@ -62,6 +64,7 @@ impl Net {
             tables: Tables {
                 ports: Vec::new(),
                 segments: segments.iter().enumerate().map(segment).collect(),
+                neighbours: Neighbours::default(),
             },
             fdb: Fdb::new(1024, seed),
             reports: Reports::new(4096),
@@ -179,8 +182,11 @@ impl Net {
                 let c = &tx.counters;
                 assert_eq!(
                     c.received_frames.get(),
-                    c.forwarded_frames.get() + c.drops.total() + c.in_hand.get(),
-                    "{} queue {queue}: received = forwarded + drops + in hand",
+                    c.forwarded_frames.get()
+                        + c.answered_frames.get()
+                        + c.drops.total()
+                        + c.in_hand.get(),
+                    "{} queue {queue}: received = forwarded + answered + drops + in hand",
                     vport.name
                 );
                 copies += c.copies.get();

@@ -204,7 +204,8 @@ impl Rig {
 fn is_conserved(port: &PortStats) -> bool {
     let (into, out) = (&port.ingress, &port.egress);
     port.in_hand_frames == 0
-        && into.received_frames == into.forwarded_frames + into.drops.values().sum::<u64>()
+        && into.received_frames
+            == into.forwarded_frames + into.answered_frames + into.drops.values().sum::<u64>()
         && out.offered_frames == out.delivered_frames + out.drops.values().sum::<u64>()
 }
 

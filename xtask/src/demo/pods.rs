@@ -252,8 +252,9 @@ impl fmt::Display for Report {
         match &self.messages {
             Err(reason) => row(f, "rtnetlink messages", &format!("not measured: {reason}")),
             Ok(programs) => {
-                for (program, Counts { messages, .. }) in programs {
-                    row(f, &format!("rtnetlink of {program}"), &messages.to_string())?;
+                for (program, Counts { sockets, messages, .. }) in programs {
+                    let value = format!("{messages} messages, {sockets} sockets");
+                    row(f, &format!("rtnetlink of {program}"), &value)?;
                 }
                 Ok(())
             }
@@ -271,7 +272,7 @@ fn seconds(duration: Duration) -> String {
 }
 
 fn row(f: &mut fmt::Formatter<'_>, name: &str, value: &str) -> fmt::Result {
-    writeln!(f, "{name:<36}{value}")
+    writeln!(f, "{name:<42}{value}")
 }
 
 #[cfg(test)]

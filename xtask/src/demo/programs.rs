@@ -22,7 +22,7 @@ pub struct Counts {
     pub calls: u64,
     /// Sockets of the family NETLINK_ROUTE.
     pub sockets: u64,
-    /// Messages sent by them.
+    /// Messages sent by them, and by netlink sockets of which the family is not told.
     pub messages: u64,
 }
 
@@ -112,9 +112,13 @@ fn judge(call: &str) -> Counts {
         return Counts { calls: 1, sockets: u64::from(is_route), messages: 0 };
     }
     if call.starts_with("send") {
-        // The descriptor comes first, with what it is: `sendto(3<NETLINK:[ROUTE:7]>, ...`.
+        // The descriptor comes first, with what it is: `sendto(3<NETLINK:[ROUTE:7]>, ...`. Of a socket in
+        // another network namespace strace does not know the family: `3<NETLINK:[1427741]>`.
         let (descriptor, _) = call.split_once(',').unwrap_or((call, ""));
-        let is_route = descriptor.contains("<NETLINK:[ROUTE");
+        let family = descriptor.split_once("<NETLINK:[").map(|(_, family)| family);
+        let is_route = family.is_some_and(|family| {
+            family.starts_with("ROUTE") || family.starts_with(|c: char| c.is_ascii_digit())
+        });
         return Counts { calls: 1, sockets: 0, messages: u64::from(is_route) };
     }
     Counts::default()
@@ -136,9 +140,10 @@ mod tests {
             12 sendto(5<NETLINK:[ROUTE:12]>, [{nlmsg_len=20, ...}], 20, 0, NULL, 0) = 20\n\
             12 sendmsg(6<NETLINK:[ROUTE:-1]>, {msg_name=NULL}, 0) = 20\n\
             12 sendmsg(7<NETLINK:[KOBJECT_UEVENT:1]>, {msg_name=NULL}, 0) = 20\n\
+            12 sendmsg(8<NETLINK:[1427741]>, {msg_name=NULL}, 0) = 20\n\
             12 +++ exited with 0 +++\n";
         let counted = count(trace.as_bytes()).unwrap();
-        let expected = Counts { calls: 8, sockets: 2, messages: 2 };
+        let expected = Counts { calls: 9, sockets: 2, messages: 3 };
         assert_eq!(counted, BTreeMap::from([(UNKNOWN.to_owned(), expected)]));
     }
 

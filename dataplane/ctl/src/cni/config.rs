@@ -74,6 +74,7 @@ struct RuntimeConfig {
     mac: Option<Mac>,
     ips: Vec<String>,
     port_mappings: Vec<Value>,
+    bandwidth: Map<String, Value>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -114,7 +115,7 @@ pub fn version(document: &Map<String, Value>) -> Result<Option<&str>, CniError> 
 pub fn judge(document: &Map<String, Value>, command: Command) -> Result<Config, CniError> {
     let version = spoken(version(document)?, command)?;
     check_keys(document)?;
-    let raw: Raw = serde_path(document)?;
+    let raw: Raw = typed(document)?;
     let allowed = |b: u8| b.is_ascii_alphanumeric() || b"_.-".contains(&b);
     let begins = raw.name.starts_with(|c: char| c.is_ascii_alphanumeric());
     if !begins || !raw.name.bytes().all(allowed) {
@@ -133,6 +134,12 @@ pub fn judge(document: &Map<String, Value>, command: Command) -> Result<Config, 
         return Err(bad(
             "slipway-cni maps no ports (runtimeConfig.portMappings is given)",
             "Remove `portMappings` from its `capabilities`; use a Service, or hostPort of a proxy",
+        ));
+    }
+    if !raw.runtime_config.bandwidth.is_empty() {
+        return Err(bad(
+            "slipway-cni limits no bandwidth (runtimeConfig.bandwidth is given)",
+            "Remove `bandwidth` from its `capabilities`, and the annotation from the pod",
         ));
     }
     if raw.socket.as_ref().is_some_and(|socket| !socket.is_absolute()) {
@@ -206,7 +213,7 @@ fn check_keys(document: &Map<String, Value>) -> Result<(), CniError> {
     }
 }
 
-fn serde_path(document: &Map<String, Value>) -> Result<Raw, CniError> {
+fn typed(document: &Map<String, Value>) -> Result<Raw, CniError> {
     // Each known key by itself, so that the message names the one that is wrong.
     for (key, value) in document {
         let alone = Map::from_iter([(key.clone(), value.clone())]);

@@ -163,7 +163,7 @@ fn every_operation_answers_as_documented_with_every_documented_status() {
     walk.ask("PUT", attachment, Some(&wanted), 201);
     walk.ask("PUT", attachment, Some(&wanted), 200);
     walk.ask("PUT", attachment, Some(&json!({"mtu": 1300})), 409);
-    walk.ask("PUT", attachment, Some(&json!({"network": "none"})), 422);
+    walk.ask("PUT", "/v1/attachments/other/eth0", Some(&json!({"network": "none"})), 422);
     walk.ask("GET", attachment, None, 200);
     walk.ask("GET", "/v1/attachments/none/eth0", None, 404);
     walk.ask("GET", "/v1/attachments?owner=sandbox", None, 200);
