@@ -312,8 +312,13 @@ impl Config {
     /// What attachments are made of.
     #[must_use]
     pub fn attachments(&self) -> AttachConfig {
+        let mut networks = self.networks.clone();
+        for network in &mut networks {
+            // Without the tap nobody would answer for the host: pods get no route to it.
+            network.host_gateway &= self.gateway.enabled;
+        }
         AttachConfig {
-            networks: self.networks.clone(),
+            networks,
             socket_dir: self.ports.run_dir.join("vm"),
             store_dir: Some(self.ports.run_dir.join("attachments")),
         }

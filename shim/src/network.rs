@@ -132,8 +132,9 @@ impl PodNetwork {
         let mut nic = NicSpec::new(&attachment.socket, MacAddr(attachment.mac.0));
         nic.queue_pairs = attachment.queue_pairs;
         nic.mode = match attachment.mode {
-            PortMode::Connect => SocketMode::VmmListens,
             PortMode::Listen => SocketMode::SwitchListens,
+            // The mode of all attachments; a tap is never one.
+            PortMode::Connect | PortMode::Tap => SocketMode::VmmListens,
         };
         self.nics.push(nic);
 

@@ -12,6 +12,8 @@ use vmm_glue::{AgentChannel, DiskSpec, Machine, Mib, VmSpec, sharefs};
 /// What to do about a configuration without a kernel.
 pub const NO_KERNEL: &str = "The configuration names no guest kernel: set `kernel` and `initrd` \
      or `image` under [hypervisor.qemu] in configuration.toml";
+/// As much of an id as people read.
+const NAME_CHARS: usize = 12;
 /// For every guest. `net.ifnames=0`: interfaces have the names we give them.
 const KERNEL_PARAMS: &str = "reboot=k panic=1 net.ifnames=0 systemd.unit=kata-containers.target \
      systemd.mask=systemd-networkd.service systemd.mask=systemd-networkd.socket \
@@ -23,8 +25,8 @@ const KERNEL_PARAMS: &str = "reboot=k panic=1 net.ifnames=0 systemd.unit=kata-co
 /// A file that is not there, with the key that names it.
 pub fn spec(id: &str, dir: &Path, config: &KataConfig, accel: Accel) -> Result<VmSpec> {
     let hypervisor = &config.hypervisor;
-    // A VM's name has at most 63 bytes, an id 64 and more; the folder tells them apart.
-    let name: String = id.chars().take(63).collect();
+    // Sockets are named after the VM, and their paths are short; the folder tells pods apart.
+    let name: String = id.chars().take(NAME_CHARS).collect();
     let mut spec = VmSpec::new(name, dir);
     spec.vcpus = vcpus(hypervisor.default_vcpus);
     spec.memory = Mib::new(hypervisor.default_memory_mib);

@@ -3,6 +3,7 @@
 //! They need QEMU and the guest image (`cargo xtask guest`), but neither root nor KVM. A guest takes
 //! seconds to boot in emulation; all waits are for events, with generous limits.
 
+use std::path::Path;
 use std::time::Duration;
 
 use slipway_agent::protocol::Transfer;
@@ -14,7 +15,7 @@ use vmm_glue::accel::Accel;
 use vmm_glue::qemu::Qemu;
 use vmm_glue::{HOTPLUG_UNIT, Mib, Vm as _};
 use xtask::rig::{
-    Guest, GuestPlan, Image, Leftovers, NetworkSnapshot, Slipwayd, last_core, program,
+    Guest, GuestPlan, Image, Leftovers, NO_CONFIG, NetworkSnapshot, Slipwayd, last_core, program,
 };
 
 /// For what takes seconds on an idle machine.
@@ -45,7 +46,8 @@ impl Rig {
     async fn start_switch(&mut self) {
         let program = program().unwrap_or_else(|error| panic!("{error:#}"));
         let core = last_core().unwrap();
-        let switch = Slipwayd::start(&program, self.folder.path(), core, &[]).await;
+        let switch =
+            Slipwayd::start(&program, Path::new(NO_CONFIG), self.folder.path(), core, &[]).await;
         self.switch = Some(switch.unwrap_or_else(|error| panic!("{error:#}")));
     }
 

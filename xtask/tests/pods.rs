@@ -5,7 +5,7 @@
 //! containerd means. They need root.
 
 use anyhow::Result;
-use xtask::rig::{Node, RUNC, Runtime};
+use xtask::rig::{Node, RUNC, Runtime, SLIPWAY};
 
 #[path = "pods/basics.rs"]
 mod basics;
@@ -44,6 +44,7 @@ macro_rules! suite {
 
 suite! {
     runc: RUNC;
+    slipway: SLIPWAY;
     => {
         basics:
             a_pod_is_ready_until_it_is_stopped_which_may_be_repeated,

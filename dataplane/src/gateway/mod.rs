@@ -159,3 +159,47 @@ impl Gateway {
         Ok(Connected { port, _masquerade: masquerade })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(change: impl FnOnce(&mut GatewaySpec)) -> Result<(), GatewayError> {
+        let mut spec = GatewaySpec {
+            interface: "slipway0".to_owned(),
+            vni: 0,
+            mtu: 1500,
+            mac: slipway_api::gateway_mac(0),
+            addresses: nets(&["10.88.0.1/16", "fd88::1/64"]),
+            masquerade: false,
+        };
+        change(&mut spec);
+        spec.check()
+    }
+
+    fn nets(texts: &[&str]) -> Vec<IpNet> {
+        texts.iter().map(|text| text.parse().expect("an address")).collect()
+    }
+
+    #[test]
+    fn what_can_not_be_an_interface_is_refused_by_name_before_anything_is_made() {
+        spec(|_| {}).expect("can be used");
+        spec(|s| s.addresses = nets(&["10.0.0.0/31"])).expect("RFC 3021");
+        let refused = |change: fn(&mut GatewaySpec), value: &str| {
+            let error = spec(change).expect_err(value).to_string();
+            assert!(error.contains(value), "{value}: {error}");
+        };
+        for name in ["", "tap%d", "a/b", "sixteen-is-too-l", ".."] {
+            assert!(spec(|s| s.interface = name.to_owned()).is_err(), "{name}");
+        }
+        refused(|s| s.vni = 1 << 24, "16777216");
+        refused(|s| s.mtu = 67, "67");
+        refused(|s| s.mtu = 1279, "IPv6 needs 1280");
+        refused(|s| s.mac = Mac::BROADCAST, "ff:ff:ff:ff:ff:ff");
+        refused(|s| s.addresses.clear(), "1 to 8");
+        refused(|s| s.addresses = nets(&["10.88.0.0/16"]), "10.88.0.0/16");
+        refused(|s| s.addresses = nets(&["10.88.255.255/16"]), "10.88.255.255/16");
+        refused(|s| s.addresses = nets(&["fd88::1/64", "ff02::1/64"]), "ff02::1/64");
+        refused(|s| s.addresses = nets(&["10.88.0.1/16", "10.89.0.1/16"]), "10.89.0.1/16");
+    }
+}

@@ -38,7 +38,7 @@ use super::chain::Direction;
 const BASE: u64 = 0x10_0000;
 /// Rings and buffers start on pages of their own.
 const PAGE_BYTES: u32 = 4096;
-/// Where the available ring starts within a page-aligned ring, and so on; see [`Layout`].
+/// The used ring starts on a cache line of its own: the other side writes it.
 const LINE_BYTES: u32 = 64;
 
 /// Why there is no driver.

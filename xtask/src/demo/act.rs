@@ -14,7 +14,7 @@ use vmm_glue::{ExitReport, Machine, Vm as _};
 use super::progress::Progress;
 use super::report::{Findings, FirstPing};
 use super::trace::Tracer;
-use crate::rig::{Guest, GuestPlan, Image, Slipwayd, last_core};
+use crate::rig::{Guest, GuestPlan, Image, NO_CONFIG, Slipwayd, last_core};
 
 /// Echoes of a series.
 const ECHOES: u32 = 20;
@@ -120,7 +120,8 @@ impl Act<'_> {
 
     async fn start_switch(&self, tracer: &mut Tracer) -> Result<Slipwayd> {
         let wrapper = tracer.wrapper(self.folder, "slipwayd");
-        Slipwayd::start(self.slipwayd, self.folder, last_core()?, &wrapper).await
+        let config = Path::new(NO_CONFIG);
+        Slipwayd::start(self.slipwayd, config, self.folder, last_core()?, &wrapper).await
     }
 
     fn plan(&self, number: u8, accel: Accel, tracer: &mut Tracer) -> GuestPlan {

@@ -41,7 +41,7 @@ pub use pod::{Container, ContainerSpec, Executed, LogLine, Pod, namespaces, writ
 pub use private_host::PrivateHost;
 pub use remains::{Cgroups, Remains};
 pub use runtime::{Network, RUNC, Runtime, SLIPWAY, slipway_programs};
-pub use slipwayd::{Slipwayd, last_core, program};
+pub use slipwayd::{NO_CONFIG, Slipwayd, last_core, program};
 
 fn write(path: &Path, contents: &str) -> Result<()> {
     fs::write(path, contents).with_context(|| format!("Failed to write {}", path.display()))

@@ -22,6 +22,7 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 use tokio::process::Command;
 use tokio::task::{self, JoinSet};
+use vmm_glue::ExitCause;
 
 use super::containerd::{Containerd, Settings, Snapshotter};
 use super::cri::Cri;
@@ -35,7 +36,6 @@ use super::private_host::{PrivateHost, only_child};
 use super::remains::{Cgroups, Remains};
 use super::runtime::{Parts, Runtime};
 use super::slipwayd::Slipwayd;
-use vmm_glue::ExitCause;
 
 /// A node. Dropping it ends all that runs on it.
 #[derive(Debug)]

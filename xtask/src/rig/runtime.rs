@@ -71,7 +71,7 @@ pub struct Parts {
     pub handler: Handler,
     /// Where its shim is.
     pub programs: Vec<PathBuf>,
-    /// Its CNI plugins, and what containerd needs besides.
+    /// Its CNI plugins, and `loopback`, which containerd runs for every pod.
     pub plugins: Vec<PathBuf>,
     /// The switch.
     pub slipwayd: Option<Slipwayd>,
@@ -107,7 +107,11 @@ impl Runtime {
                 fs::create_dir_all(&run_dir)?;
                 let wrapper = [host.wrapper(), wrapper("slipwayd")].concat();
                 let program = programs.join("slipwayd");
-                let slipwayd = Slipwayd::start(&program, &run_dir, last_core()?, &wrapper).await?;
+                let gateway = folder.join("slipwayd.toml");
+                write(&gateway, "[gateway]\nenabled = true\n")?;
+                let core = last_core()?;
+                let slipwayd =
+                    Slipwayd::start(&program, &gateway, &run_dir, core, &wrapper).await?;
                 let config = folder.join("configuration.toml");
                 write(&config, &configuration(&Image::find()?, folder))?;
                 Ok(Parts {

@@ -57,14 +57,18 @@ pub struct Slipwayd {
     client: Client,
 }
 
+/// A configuration that leaves everything at its default.
+pub const NO_CONFIG: &str = "/dev/null";
+
 impl Slipwayd {
-    /// Starts `program` with `run_dir`, which must exist, and one PMD thread on `core`; under
-    /// `wrapper`, see [`vmm_glue::VmSpec::wrapper`]. Returns once it serves its API.
+    /// Starts `program` with the configuration in `config`, `run_dir`, which must exist, and one PMD
+    /// thread on `core`; under `wrapper`, see [`vmm_glue::VmSpec::wrapper`]. Returns once it serves its API.
     ///
     /// # Errors
     /// It could not be run, ended, or was not ready in time; with what it logged.
     pub async fn start(
         program: &Path,
+        config: &Path,
         run_dir: &Path,
         core: usize,
         wrapper: &[String],
@@ -72,11 +76,14 @@ impl Slipwayd {
         let child = Child::spawn(Launch {
             name: "slipwayd".to_owned(),
             program: program.to_owned(),
-            args: ["--config", "/dev/null", "--cores", &core.to_string(), "--run-dir"]
-                .map(Into::into)
-                .into_iter()
-                .chain([run_dir.into()])
-                .collect(),
+            args: vec![
+                "--config".into(),
+                config.into(),
+                "--cores".into(),
+                core.to_string().into(),
+                "--run-dir".into(),
+                run_dir.into(),
+            ],
             wrapper: wrapper.to_vec(),
             ..Launch::default()
         })

@@ -90,7 +90,7 @@ impl Typist {
         Ok(Self { child, stdin, stdout, seen: String::new() })
     }
 
-    /// Returns once `text` stands on the terminal, with all that stands there from it on.
+    /// Returns once `text` stands on the terminal; what comes next is what follows it.
     async fn sees(&mut self, text: &str) -> Result<()> {
         let read = async {
             let mut buffer = [0; 4096];
