@@ -98,7 +98,12 @@ fn debian_s_containerd_takes_it_and_keeps_what_it_has() {
         let without = |config: &Table| {
             let mut config = config.clone();
             let cri = &mut config["plugins"][CRI_2];
-            cri["containerd"]["runtimes"].as_table_mut().unwrap().remove("slipway");
+            let runtimes = cri["containerd"]["runtimes"].as_table_mut().unwrap();
+            runtimes.remove("slipway");
+            // By default all options of runc are spelt out, and each of them says nothing.
+            for (_, value) in std::mem::take(runtimes["runc"]["options"].as_table_mut().unwrap()) {
+                assert!(["false", "0", "\"\""].contains(&value.to_string().as_str()), "{value}");
+            }
             // containerd says where it read the configuration.
             config.remove("imports");
             config
