@@ -44,6 +44,9 @@ const EXAMPLES: [&str; 6] = [
     "pod.yaml",
     "slipwayd-gateway.conf",
 ];
+/// What there is to read; links between them hold.
+const DOCS: [&str; 5] =
+    ["README.md", "CHANGELOG.md", "docs/api.md", "docs/kata-compat.md", "docs/threat-model.md"];
 const UNIT: &str = "slipwayd.service";
 const PROGRAMS: [&str; 3] = ["slipwayd", "slipwayctl", "containerd-shim-slipway-v2"];
 const CNI_PLUGIN: &str = "slipway-cni";
@@ -65,18 +68,23 @@ impl Layout {
         Self { prefix: "/usr".into(), etc: "/etc".into(), cni: "/usr/lib/cni".into() }
     }
 
-    /// All files below `prefix` but the configuration of a system prefix, which is in /etc, as the
-    /// programs look for it there.
+    /// All files below `prefix`, but of a system prefix those that others look for: the configuration is
+    /// in /etc, and with /usr/local the CNI plugin is where containerd looks unless told otherwise.
     ///
     /// # Errors
     /// A path is relative or cannot stand unquoted in a unit and in TOML.
     pub fn new(prefix: &Path, etc: Option<&Path>, cni: Option<&Path>) -> Result<Self> {
-        let is_system = [Path::new("/usr"), Path::new("/usr/local")].contains(&prefix);
-        let default_etc = if is_system { "/etc".into() } else { prefix.join("etc") };
+        // `/usr/` is `/usr`.
+        let prefix: PathBuf = prefix.components().collect();
+        let (default_etc, default_cni) = match prefix.to_str() {
+            Some("/usr") => ("/etc".into(), "/usr/lib/cni".into()),
+            Some("/usr/local") => ("/etc".into(), "/opt/cni/bin".into()),
+            _ => (prefix.join("etc"), prefix.join("lib/cni")),
+        };
         let layout = Self {
-            prefix: prefix.to_owned(),
+            prefix,
             etc: etc.map_or(default_etc, Path::to_owned),
-            cni: cni.map_or_else(|| prefix.join("lib/cni"), Path::to_owned),
+            cni: cni.map_or(default_cni, Path::to_owned),
         };
         for (option, path) in
             [("--prefix", &layout.prefix), ("--etc-dir", &layout.etc), ("--cni-dir", &layout.cni)]
@@ -229,10 +237,7 @@ pub fn list(layout: &Layout, built: &Built) -> Result<Vec<Item>> {
     for (shell, script) in &built.completions {
         add(layout.completions(shell), Kind::Data, Content::Bytes(script.clone()));
     }
-    for below in ["README.md", "CHANGELOG.md", "docs/api.md", "docs/kata-compat.md"]
-        .into_iter()
-        .chain(["docs/threat-model.md"])
-    {
+    for below in DOCS {
         let file = Content::File(workspace::root().join(below));
         add(layout.doc().join(below), Kind::Data, file);
     }
@@ -316,8 +321,11 @@ mod tests {
     fn a_system_prefix_has_its_configuration_where_the_programs_look() {
         let layout = |prefix: &str| Layout::new(Path::new(prefix), None, None).unwrap();
         assert_eq!(layout("/usr"), Layout::debian());
+        assert_eq!(layout("/usr/"), Layout::debian());
         assert_eq!(layout("/usr/local").etc, Path::new("/etc"));
+        assert_eq!(layout("/usr/local").cni, Path::new("/opt/cni/bin"));
         assert_eq!(layout("/srv/slipway").etc, Path::new("/srv/slipway/etc"));
+        assert_eq!(layout("/srv/slipway").cni, Path::new("/srv/slipway/lib/cni"));
     }
 
     #[test]

@@ -35,8 +35,8 @@ pub struct Arguments {
     /// /usr/local, else PREFIX/etc]
     #[arg(long, value_name = "DIR")]
     etc_dir: Option<PathBuf>,
-    /// Where containerd looks for CNI plugins, its bin_dir: /opt/cni/bin, or Debian's /usr/lib/cni
-    /// [default: PREFIX/lib/cni]
+    /// Where containerd looks for CNI plugins, its bin_dir [default: /opt/cni/bin with the prefix
+    /// /usr/local, else PREFIX/lib/cni, which with /usr is Debian's]
     #[arg(long, value_name = "DIR")]
     cni_dir: Option<PathBuf>,
     /// Put all of it below this folder instead of /, for packagers [default: DESTDIR, else /]

@@ -74,7 +74,7 @@ fn what_is_installed_can_be_run_and_read_by_all_and_goes_without_a_trace() {
     rig.install();
     let mode = |path: &str| fs::metadata(rig.path(path)).unwrap().permissions().mode() & 0o7777;
     assert_eq!(mode("usr/local/bin/containerd-shim-slipway-v2"), 0o755);
-    assert_eq!(mode("usr/local/lib/cni/slipway-cni"), 0o755);
+    assert_eq!(mode("opt/cni/bin/slipway-cni"), 0o755);
     assert_eq!(mode("usr/local/share/slipway/vmlinux"), 0o644);
     assert_eq!(mode("usr/local/share/slipway"), 0o755);
     assert_eq!(rig.text("usr/local/share/slipway/vmlinux"), "vmlinux");
