@@ -113,7 +113,8 @@ fn package(built: &Built, folder: &Path) -> Result<PathBuf> {
 
     let package = folder.join(format!("slipway_{version}_{ARCHITECTURE}.deb"));
     let mut command = Command::new("dpkg-deb");
-    command.args(["--root-owner-group", "--build"]).arg(&root).arg(&package);
+    // xz, which it takes by default, saves a fifth more in ten times the time.
+    command.args(["--root-owner-group", "-Zzstd", "-z10", "--build"]).arg(&root).arg(&package);
     let status = command::status(&mut command, Ending::Firm).context("This needs Debian's dpkg")?;
     ensure!(status.success(), "dpkg-deb failed: {status}");
     Ok(package)
