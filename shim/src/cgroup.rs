@@ -30,6 +30,13 @@ impl CgroupPath {
         Self { path, id: id.to_owned(), is_systemd }
     }
 
+    /// Kata's cgroup outside the pod's, for `sandbox_cgroup_only = false`: what runs for a pod is not
+    /// charged to it.
+    pub fn overhead(id: &str) -> Self {
+        let path = Path::new("/kata_overhead").join(id);
+        Self { path, id: id.to_owned(), is_systemd: false }
+    }
+
     fn manager(&self) -> Result<AnyCgroupManager> {
         let config = CgroupConfig {
             cgroup_path: self.path.clone(),

@@ -51,9 +51,18 @@ pub struct Container {
 
 /// Makes the container that `request` describes; the first one brings the pod's VM up.
 ///
+/// It comes to its end even if the caller does not wait for it: a start that is let go half way would
+/// leave mounts and a cgroup behind.
+///
 /// # Errors
 /// What failed, with its causes; nothing of the container is left.
-pub async fn create(pod: &Arc<Pod>, request: &CreateTaskRequest) -> TaskResult<Arc<Container>> {
+pub async fn create(pod: &Arc<Pod>, request: CreateTaskRequest) -> TaskResult<Arc<Container>> {
+    let pod = Arc::clone(pod);
+    let creating = tokio::spawn(async move { create_whole(&pod, &request).await });
+    creating.await.context("The creation of the container broke off")?
+}
+
+async fn create_whole(pod: &Arc<Pod>, request: &CreateTaskRequest) -> TaskResult<Arc<Container>> {
     let _one = pod.creating.lock().await;
     check_id(&request.id)?;
     if pod.container(&request.id).is_ok() {
@@ -162,6 +171,7 @@ async fn in_guest(
             options: mount.options.clone(),
         })
         .collect();
+    let config = pod.with_sandbox(|sandbox| Ok(Arc::clone(&sandbox.config))).await?;
     let own = spec.root().as_ref().map_or_else(|| "rootfs".into(), |root| root.path().clone());
     let rootfs = pod
         .with_sandbox(|sandbox| sandbox.share()?.add_rootfs(id, &mounts, &folder.join(own)))
@@ -172,7 +182,8 @@ async fn in_guest(
             rootfs: &rootfs,
             bundle: folder,
             is_sandbox: *part == Part::Sandbox,
-            drop_seccomp: true,
+            drop_seccomp: config.runtime.disable_guest_seccomp,
+            keeps_empty_dirs: config.runtime.disable_guest_empty_dir,
             is_tmpfs: pod::is_tmpfs,
         },
     );
@@ -189,7 +200,7 @@ async fn in_guest(
     create.storages = guest.storages;
     create.OCI = MessageField::some(oci::spec(&guest.spec).map_err(anyhow::Error::from)?);
     create.sandbox_pidns = guest.shares_pids;
-    let agent = pod.agent().await?;
+    let agent = pod.agent().await?.with_time_limit(config.agent.create_container_timeout);
     agent
         .create_container(&create)
         .await
@@ -282,8 +293,11 @@ impl Container {
             }
             State::Created if exec_id.is_empty() => {
                 // Nothing runs yet; the engine gives the container up.
-                process.stop(Exit::now(128 + signal), &pod.events, pod.pid());
-                return Ok(());
+                let exit = Exit::now(128 + signal);
+                if process.stop_unstarted(exit, &pod.events, pod.pid()).await {
+                    return Ok(());
+                }
+                // It was just being started.
             }
             State::Created => {
                 let message = format!("Process {exec_id} of container {} does not run", self.id);

@@ -16,7 +16,7 @@ use crate::events;
 use crate::host::Host;
 use crate::kind::Kind;
 use crate::mounts;
-use crate::persist::PodDir;
+use crate::persist::{PodDir, Record};
 use crate::process::LOST_STATUS;
 use crate::sandbox;
 use crate::share::Share;
@@ -57,9 +57,12 @@ pub async fn clean(host: &Host, id: &str, folder: &Path) -> Result<()> {
     }
     let dir = PodDir::of(&host.pods, id);
     let share = Share::of(&host.shares, id);
-    let record = dir
-        .read()?
-        .unwrap_or_else(|| crate::persist::Record { id: id.to_owned(), ..Default::default() });
+    // What lies at places that follow from the id is undone without a record, too.
+    let (record, damage) = match dir.read() {
+        Ok(record) => (record, Ok(())),
+        Err(error) => (None, Err(error)),
+    };
+    let record = record.unwrap_or_else(|| Record { id: id.to_owned(), ..Record::default() });
     if record.shim.as_ref().is_some_and(|shim| shim.is_alive() && shim.pid != std::process::id()) {
         // It was killed or hangs: containerd has given it up, and its VM must not go on.
         if let Some(shim) = &record.shim {
@@ -69,5 +72,5 @@ pub async fn clean(host: &Host, id: &str, folder: &Path) -> Result<()> {
     let switch = record.switch.clone().map(Client::new);
     let outcome = sandbox::undo(&record, &dir, &share, switch.as_ref()).await;
     drop(mounts::unmount(&folder.join("rootfs")));
-    outcome
+    outcome.and(damage)
 }

@@ -69,7 +69,9 @@ pub fn chain(error: &anyhow::Error) -> String {
             text = format!("{text}: {cause}");
         }
     }
-    text
+    // The last words of a program or a console have several.
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    lines.collect::<Vec<_>>().join(" | ")
 }
 
 impl From<anyhow::Error> for TaskError {
@@ -108,6 +110,8 @@ mod tests {
         assert_eq!(chain(&error), "Failed to read x: no such file");
         let error = anyhow::anyhow!("b").context("a");
         assert_eq!(chain(&error), "a: b");
+        let error = anyhow::anyhow!("its last words:\n one\n\n two\n");
+        assert_eq!(chain(&error), "its last words: | one | two");
     }
 
     #[test]

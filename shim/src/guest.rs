@@ -28,6 +28,8 @@ pub struct Translate<'a> {
     pub is_sandbox: bool,
     /// Seccomp profiles are not for guests (`disable_guest_seccomp`).
     pub drop_seccomp: bool,
+    /// `emptyDir`s in memory are the host's, as all others (`disable_guest_empty_dir`).
+    pub keeps_empty_dirs: bool,
     /// Whether a host path lies on a tmpfs.
     pub is_tmpfs: fn(&Path) -> bool,
 }
@@ -78,7 +80,7 @@ pub fn translate(spec: &Spec, how: Translate<'_>) -> GuestContainer {
     };
     let mut mounts = Vec::new();
     for mount in spec.mounts().iter().flatten() {
-        if let Some(mount) = container.mount(mount, mounts.len(), how.is_tmpfs) {
+        if let Some(mount) = container.mount(mount, mounts.len(), how) {
             mounts.push(mount);
         }
     }
@@ -130,7 +132,7 @@ fn linux(spec: &mut Spec, drop_seccomp: bool) -> bool {
 
 impl GuestContainer {
     /// The mount as the guest makes it, as number `index` of its mounts.
-    fn mount(&mut self, mount: &Mount, index: usize, is_tmpfs: fn(&Path) -> bool) -> Option<Mount> {
+    fn mount(&mut self, mount: &Mount, index: usize, how: Translate<'_>) -> Option<Mount> {
         let mut mount = mount.clone();
         if mount.destination() == Path::new("/dev/shm") {
             mount.set_typ(Some("bind".to_owned()));
@@ -147,7 +149,7 @@ impl GuestContainer {
             self.left_out.push(source);
             return None;
         }
-        if is_empty_dir(&source) && is_tmpfs(&source) {
+        if is_empty_dir(&source) && !how.keeps_empty_dirs && (how.is_tmpfs)(&source) {
             let name = source.file_name().unwrap_or("empty".as_ref()).to_string_lossy();
             let folder = format!("{EPHEMERAL}/{name}");
             self.storages.push(ephemeral(&folder));
@@ -204,6 +206,7 @@ mod tests {
             bundle: Path::new("/b"),
             is_sandbox: false,
             drop_seccomp: true,
+            keeps_empty_dirs: false,
             is_tmpfs: |path| path.ends_with("memory"),
         };
         translate(&spec, how)

@@ -9,7 +9,7 @@
 //! |---|---|
 //! | [`args`], [`bootstrap`], [`delete`], [`serve`], [`telemetry`] | being a shim |
 //! | [`task`], [`sandbox_api`], [`events`], [`error`], [`stats`] | containerd's words |
-//! | [`pod`], [`container`], [`process`], [`stdio`] | state, and what may follow on what |
+//! | [`pod`], [`container`], [`process`], [`stdio`], [`health`] | state, and what may follow on what |
 //! | [`sandbox`], [`host`], [`stages`], [`persist`] | bringing a VM up, and everything down again |
 //! | [`bundle`], [`kind`], [`order`], [`guest`], [`oci`], [`vm`] | translation, without effects |
 //! | [`share`], [`mounts`], [`cgroup`], [`network`] | what a pod uses of the host |
@@ -27,6 +27,7 @@ pub mod delete;
 pub mod error;
 pub mod events;
 pub mod guest;
+pub mod health;
 pub mod host;
 pub mod kind;
 pub mod mounts;

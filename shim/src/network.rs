@@ -102,11 +102,34 @@ pub async fn attachments(switch: &Client, sandbox: &str, netns: &Path) -> Result
 ///
 /// # Errors
 /// slipwayd's refusal, or that it is away.
-pub async fn attach(switch: &Client, sandbox: &str, network: Option<String>) -> Result<Attachment> {
+pub async fn attach(
+    switch: &Client,
+    sandbox: &str,
+    network: Option<String>,
+    queue_pairs: Option<u16>,
+) -> Result<Attachment, AttachError> {
     let labels = [("made-by".to_owned(), "containerd-shim-slipway-v2".to_owned())].into();
-    let spec = AttachmentSpec { network, labels, ..AttachmentSpec::default() };
-    let (attachment, _) = switch.attach(sandbox, OWN_INTERFACE, &spec).await.map_err(away)?;
+    let spec = AttachmentSpec { network, queue_pairs, labels, ..AttachmentSpec::default() };
+    let attached = switch.attach(sandbox, OWN_INTERFACE, &spec).await;
+    let (attachment, _) = attached.map_err(|error| AttachError {
+        is_undone: !matches!(
+            error,
+            ClientError::Timeout { .. }
+                | ClientError::Broken { .. }
+                | ClientError::NotUnderstood { .. }
+        ),
+        error: away(error),
+    })?;
     Ok(attachment)
+}
+
+/// Why a pod was not attached.
+#[derive(Debug)]
+pub struct AttachError {
+    /// The cause, with what to look at.
+    pub error: anyhow::Error,
+    /// The switch has certainly not attached it: there is nothing to give back.
+    pub is_undone: bool,
 }
 
 /// A failed call to the switch, with what to look at.
@@ -188,11 +211,12 @@ impl PodNetwork {
 ///
 /// # Errors
 /// A file that is none, or a device that is not served, with its name.
-pub fn dan(folder: &Path, sandbox: &str) -> Result<Option<PodNetwork>> {
+pub fn dan(folder: &Path, sandbox: &str, queue_pairs: u32) -> Result<Option<PodNetwork>> {
     let path = folder.join(format!("{sandbox}.json"));
     let Some(dan) = kata_config::dan::load(&path)? else { return Ok(None) };
     let mut network = PodNetwork::default();
-    for (index, device) in dan.devices.into_iter().enumerate() {
+    for (index, mut device) in dan.devices.into_iter().enumerate() {
+        device.queue_pairs.get_or_insert(queue_pairs);
         network.add_dan(sandbox, index, device);
     }
     Ok(Some(network))

@@ -13,7 +13,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use containerd_shim_protos::events::task::TaskOOM;
 use containerd_shim_protos::topics;
 use kata_agent_protocol::agent::GetOOMEventRequest;
@@ -27,6 +27,7 @@ use crate::events::Events;
 use crate::host::Host;
 use crate::process::{Exit, LOST_STATUS};
 use crate::sandbox::{Order, Sandbox};
+use crate::{health, telemetry};
 
 /// How long the events of a pod's end may take before its VM is taken down all the same.
 const FLUSH_LIMIT: Duration = Duration::from_secs(2);
@@ -46,6 +47,8 @@ pub struct Pod {
     pub(crate) creating: Mutex<()>,
     containers: StdMutex<BTreeMap<String, Arc<Container>>>,
     vmm_pid: watch::Sender<u32>,
+    /// Nothing is to be started any more.
+    closing: watch::Sender<bool>,
     /// How the sandbox ended, once it is down for good.
     over: watch::Sender<Option<Exit>>,
 }
@@ -61,6 +64,7 @@ impl Pod {
             creating: Mutex::default(),
             containers: StdMutex::default(),
             vmm_pid: watch::Sender::new(0),
+            closing: watch::Sender::new(false),
             over: watch::Sender::new(None),
         })
     }
@@ -158,14 +162,21 @@ impl Pod {
                 format!("The pod {} is up already", self.id),
             ));
         }
-        let sandbox = Sandbox::up(&self.host, order).await?;
+        telemetry::set_level(&order.config.runtime);
+        let mut closing = self.closing.subscribe();
+        let given_up = async move {
+            // The sender is ours, and lives as long as `self`.
+            drop(closing.wait_for(|closing| *closing).await);
+        };
+        let sandbox = Sandbox::up(&self.host, order, given_up).await?;
         let vm = Arc::clone(sandbox.vm()?);
         let agent = sandbox.agent()?.clone();
-        let pid = vm.info().await.context("Failed to ask the VMM for its pid")?.pid;
-        self.vmm_pid.send_replace(pid);
+        self.vmm_pid.send_replace(sandbox.pid);
         *self.sandbox.write().await = Some(sandbox);
         tokio::spawn(Arc::clone(self).watch_vm(vm));
-        tokio::spawn(Arc::clone(self).watch_memory(agent));
+        tokio::spawn(Arc::clone(self).watch_memory(agent.clone()));
+        let limit = order.config.agent.health_check_request_timeout;
+        tokio::spawn(health::watch(agent, health::EVERY, limit, health::log));
         Ok(())
     }
 
@@ -246,6 +257,17 @@ impl Pod {
         let mut over = self.over.subscribe();
         let exit = over.wait_for(Option::is_some).await;
         exit.ok().and_then(|exit| exit.clone()).unwrap_or_else(|| Exit::now(LOST_STATUS))
+    }
+
+    /// Ends the pod for good, whatever it is at: a start that is under way is given up and undone.
+    ///
+    /// # Errors
+    /// See [`Pod::down`].
+    pub async fn close(&self) -> Result<()> {
+        self.closing.send_replace(true);
+        let _one = self.creating.lock().await;
+        self.mark_over(0);
+        self.down().await
     }
 
     /// Takes the VM and everything around it down. May be called again.

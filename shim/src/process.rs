@@ -153,18 +153,49 @@ impl Process {
             )));
         }
         self.ask_to_start(agent).await?;
-        let opened = lock(&self.opened).take();
-        let stdio = opened.map(|opened| opened.start(agent, &self.target, self.paths.terminal));
-        let stdio = stdio.map(Arc::new);
-        lock(&self.stdio).clone_from(&stdio);
-        self.state.send_replace(State::Running);
-        self.publish_start(events, pid);
-        let size = *lock(&self.size);
-        if let Some((columns, rows)) = size {
-            self.resize(agent, columns, rows).await?;
+        self.copy_streams(agent);
+        let is_running = self.state.send_if_modified(|state| {
+            // The VM may have ended meanwhile, and the end been told.
+            let is_news = *state == State::Created;
+            if is_news {
+                *state = State::Running;
+                self.publish_start(events, pid);
+            }
+            is_news
+        });
+        if !is_running {
+            return Err(TaskError::precondition(format!(
+                "Process {} of container {} ended while it was started",
+                self.name(),
+                self.target.container
+            )));
         }
         tokio::spawn(Arc::clone(self).watch(agent.clone(), events.clone(), pid));
+        let size = *lock(&self.size);
+        if let Some((columns, rows)) = size
+            && let Err(error) = self.resize(agent, columns, rows).await
+        {
+            // It runs all the same, or has ended already.
+            tracing::warn!(target = ?self.target, %error, "the terminal keeps its size");
+        }
         Ok(())
+    }
+
+    /// Ends it if it was not started; waits for a start that is under way. Returns whether it did.
+    pub async fn stop_unstarted(&self, exit: Exit, events: &Events, pid: u32) -> bool {
+        let _one = self.starting.lock().await;
+        let is_unstarted = self.state() == State::Created;
+        if is_unstarted {
+            self.stop(exit, events, pid);
+        }
+        is_unstarted
+    }
+
+    fn copy_streams(&self, agent: &Agent) {
+        // Held until the copies are in place: CloseIO must find the one or the other.
+        let mut opened = lock(&self.opened);
+        let stdio = opened.take().map(|o| o.start(agent, &self.target, self.paths.terminal));
+        *lock(&self.stdio) = stdio.map(Arc::new);
     }
 
     fn name(&self) -> &str {
@@ -280,10 +311,9 @@ impl Process {
 
     /// Lets input end once what was written is delivered.
     pub fn close_stdin(&self) {
-        if let Some(stdio) = &*lock(&self.stdio) {
-            stdio.close_stdin();
-        } else if let Some(opened) = &mut *lock(&self.opened) {
-            opened.close_stdin();
+        match &mut *lock(&self.opened) {
+            Some(opened) => opened.close_stdin(),
+            None => lock(&self.stdio).iter().for_each(|stdio| stdio.close_stdin()),
         }
     }
 }

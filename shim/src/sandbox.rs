@@ -71,17 +71,24 @@ pub struct Sandbox {
     vsock: Option<VsockDevice>,
     vm: Option<Arc<dyn Vm>>,
     agent: Option<Agent>,
-    shared_fs: SharedFs,
+    /// The VMM's pid, once it runs.
+    pub pid: u32,
+    /// What the pod is to be.
+    pub config: Arc<KataConfig>,
     /// How long its start took.
     pub stages: Stages,
 }
 
 impl Sandbox {
-    /// Starts a pod's VM and prepares its guest.
+    /// Starts a pod's VM and prepares its guest, unless it is given up meanwhile.
     ///
     /// # Errors
     /// The step that failed, with its causes; everything before it is undone.
-    pub async fn up(host: &Host, order: &Order) -> Result<Self> {
+    pub async fn up(
+        host: &Host,
+        order: &Order,
+        given_up: impl Future<Output = ()>,
+    ) -> Result<Self> {
         let mut sandbox = Self {
             id: order.id.clone(),
             dir: PodDir::of(&host.pods, &order.id),
@@ -93,10 +100,16 @@ impl Sandbox {
             vsock: None,
             vm: None,
             agent: None,
-            shared_fs: order.config.hypervisor.shared_fs,
+            pid: 0,
+            config: Arc::new(order.config.clone()),
             stages: Stages::begin(),
         };
-        match sandbox.steps(host, order).await {
+        sandbox.claim().await?;
+        let outcome = tokio::select! {
+            outcome = sandbox.steps(host, order) => outcome,
+            () = given_up => Err(anyhow::anyhow!("The pod was ended while it was started")),
+        };
+        match outcome {
             Ok(()) => Ok(sandbox),
             Err(error) => {
                 if let Err(undo) = sandbox.down().await {
@@ -105,6 +118,26 @@ impl Sandbox {
                 Err(error)
             }
         }
+    }
+
+    /// Makes sure that the sandbox's places are ours: what a dead shim left there is undone, a living
+    /// one's is not touched.
+    async fn claim(&self) -> Result<()> {
+        let Some(record) = self.dir.read()? else { return Ok(()) };
+        let others = |shim: &&Process| shim.pid != std::process::id() && shim.is_alive();
+        if let Some(shim) = record.shim.as_ref().filter(others) {
+            anyhow::bail!(
+                "There is a pod {} on this host, in some namespace of containerd; its shim is \
+                 process {}: delete it first, or choose another name",
+                self.id,
+                shim.pid
+            );
+        }
+        tracing::warn!(pod = %self.id, "what an earlier pod of this name left is cleaned up");
+        let switch = record.switch.clone().map(Client::new);
+        undo(&record, &self.dir, &self.share, switch.as_ref())
+            .await
+            .with_context(|| format!("Failed to clean up after an earlier pod {}", self.id))
     }
 
     async fn steps(&mut self, host: &Host, order: &Order) -> Result<()> {
@@ -145,11 +178,13 @@ impl Sandbox {
     }
 
     fn has_share(&self) -> bool {
-        self.shared_fs == SharedFs::VirtioFs
+        self.config.hypervisor.shared_fs == SharedFs::VirtioFs
     }
 
     async fn attach(&self, order: &Order) -> Result<PodNetwork> {
-        if let Some(dan) = network::dan(&order.config.runtime.dan_conf, &order.id)? {
+        let queue_pairs = order.config.hypervisor.network_queues;
+        let folder = &order.config.runtime.dan_conf;
+        if let Some(dan) = network::dan(folder, &order.id, queue_pairs)? {
             return Ok(dan);
         }
         match &order.network {
@@ -165,14 +200,25 @@ impl Sandbox {
                     self.dir.write(&record)?;
                 }
                 let network = order.config.slipway.network.clone();
-                let attachment = network::attach(&self.switch, &order.id, network).await?;
-                Ok(PodNetwork::of(&[attachment]))
+                let queue_pairs = u16::try_from(queue_pairs).ok();
+                match network::attach(&self.switch, &order.id, network, queue_pairs).await {
+                    Ok(attachment) => Ok(PodNetwork::of(&[attachment])),
+                    Err(failed) => {
+                        if failed.is_undone {
+                            self.record.lock().await.own_interfaces.clear();
+                        }
+                        Err(failed.error)
+                    }
+                }
             }
         }
     }
 
     async fn join_cgroup(&self, path: Option<&Path>) -> Result<()> {
-        let cgroup = CgroupPath::of(path, &self.id);
+        let cgroup = match self.config.runtime.sandbox_cgroup_only {
+            true => CgroupPath::of(path, &self.id),
+            false => CgroupPath::overhead(&self.id),
+        };
         {
             let mut record = self.record.lock().await;
             record.cgroup = Some(cgroup.clone());
@@ -207,6 +253,7 @@ impl Sandbox {
         spec.agent = Some(channel);
         if self.has_share() {
             self.share.create()?;
+            self.share.add_sandbox_binds(&config.runtime.sandbox_bind_mounts)?;
             let socket = self.dir.path().join("virtiofsd.sock");
             let program = match &config.hypervisor.virtio_fs_daemon {
                 Some(program) => program.clone(),
@@ -231,6 +278,7 @@ impl Sandbox {
         let vm: Arc<dyn Vm> = vmm.boot(spec).await?.into();
         let info = vm.info().await?;
         self.vm = Some(Arc::clone(&vm));
+        self.pid = info.pid;
         self.started(info.pid).await?;
         let port = config.agent.server_port;
         let address = vm::agent_address(spec, self.vsock.as_ref(), port)?;

@@ -111,8 +111,14 @@ impl Sandbox for SandboxService {
             let message = format!("Sandbox {} was not created, or was started", request.sandbox_id);
             TaskError::precondition(message)
         })?;
-        let _one = self.pod.creating.lock().await;
-        self.pod.up(&order).await?;
+        let pod = Arc::clone(&self.pod);
+        // To its end, even if the caller does not wait for it.
+        let starting = tokio::spawn(async move {
+            let _one = pod.creating.lock().await;
+            pod.up(&order).await
+        });
+        let broken = |error| anyhow::Error::new(error).context("The start broke off");
+        starting.await.map_err(|error| TaskError::from(broken(error)))??;
         let now = events::now();
         life.started = Some(now.clone());
         let mut answer = api::StartSandboxResponse::new();
@@ -147,7 +153,7 @@ impl Sandbox for SandboxService {
     ) -> Answer<api::StopSandboxResponse> {
         self.check(&request.sandbox_id)?;
         self.pod.stop_containers();
-        self.pod.down().await.context("Failed to stop the sandbox").map_err(TaskError::from)?;
+        self.pod.close().await.context("Failed to stop the sandbox").map_err(TaskError::from)?;
         Ok(api::StopSandboxResponse::new())
     }
 
@@ -198,7 +204,7 @@ impl Sandbox for SandboxService {
         request: api::ShutdownSandboxRequest,
     ) -> Answer<api::ShutdownSandboxResponse> {
         self.check(&request.sandbox_id)?;
-        self.pod.down().await.context("Failed to stop the sandbox").map_err(TaskError::from)?;
+        self.pod.close().await.context("Failed to stop the sandbox").map_err(TaskError::from)?;
         self.exit.send_replace(true);
         Ok(api::ShutdownSandboxResponse::new())
     }

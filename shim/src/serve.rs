@@ -75,7 +75,7 @@ async fn run(args: &Args) -> Result<()> {
         _ = terminate.recv() => tracing::warn!("SIGTERM: the pod is taken down"),
     }
     tokio::time::sleep(ANSWER_PAUSE).await;
-    if let Err(error) = pod.down().await {
+    if let Err(error) = pod.close().await {
         tracing::error!(error = format!("{error:#}"), "the pod left something behind");
     }
     events.flush(FLUSH_LIMIT).await;

@@ -80,13 +80,49 @@ impl Share {
                 }
                 mounts::bind(own, &target, true)?;
             }
-            specs.iter().try_for_each(|spec| mounts::mount_spec(spec, &target))
+            specs.iter().try_for_each(|spec| mounts::mount_spec(spec, &target))?;
+            match specs.iter().any(|spec| spec.options.iter().any(|option| option == "ro")) {
+                true => self.make_read_only(&Path::new(id).join("rootfs")),
+                false => Ok(()),
+            }
         })();
         if let Err(error) = mounted {
             drop(self.remove_container(id));
             return Err(error);
         }
         Ok(format!("{GUEST}/{id}/rootfs"))
+    }
+
+    /// Shares `sandbox_bind_mounts` with the guest: files and folders of the host that belong to no
+    /// container, each as `GUEST/sandbox-mounts/NAME`, read-only unless it ends in `:rw`.
+    ///
+    /// # Errors
+    /// What does not exist, or two of one name.
+    pub fn add_sandbox_binds(&self, paths: &[String]) -> Result<()> {
+        for path in paths {
+            let (source, is_writable) = match path.strip_suffix(":rw") {
+                Some(source) => (Path::new(source), true),
+                None => (Path::new(path.strip_suffix(":ro").unwrap_or(path)), false),
+            };
+            let what = || format!("Failed to share {path} of `sandbox_bind_mounts`");
+            let folder = self.mounts().join("sandbox-mounts");
+            let name = source.file_name().with_context(what)?;
+            let target = folder.join(name);
+            if target.exists() {
+                bail!("{}: there is another one of this name", what());
+            }
+            make_folder(&folder)?;
+            if fs::metadata(source).with_context(what)?.is_dir() {
+                make_folder(&target)?;
+            } else {
+                fs::write(&target, "").with_context(what)?;
+            }
+            mounts::bind(source, &target, true)?;
+            if !is_writable {
+                self.make_read_only(&Path::new("sandbox-mounts").join(name))?;
+            }
+        }
+        Ok(())
     }
 
     /// Shares one file or folder of the host with container `id`. Returns where the guest finds it.
@@ -119,10 +155,19 @@ impl Share {
             drop(remove_mount_point(&target));
         })?;
         if bind.read_only {
-            mounts::remount_bind(&target, MsFlags::MS_RDONLY)
-                .with_context(|| format!("Failed to make {} read-only", target.display()))?;
+            self.make_read_only(Path::new(&name))?;
         }
         Ok(format!("{GUEST}/{name}"))
+    }
+
+    /// Makes a mount read-only, and its copy below `shared` too: a mount travels with the flags it has
+    /// when it is made, and what virtiofsd serves is the copy.
+    fn make_read_only(&self, name: &Path) -> Result<()> {
+        for point in [self.mounts().join(name), self.served().join(name)] {
+            mounts::remount_bind(&point, MsFlags::MS_RDONLY)
+                .with_context(|| format!("Failed to make {} read-only", point.display()))?;
+        }
+        Ok(())
     }
 
     /// Takes back all that was shared with container `id`.

@@ -81,8 +81,9 @@ impl Task for TaskService {
         _: &TtrpcContext,
         request: CreateTaskRequest,
     ) -> Answer<CreateTaskResponse> {
-        container::create(&self.pod, &request).await.inspect_err(|error| {
-            tracing::error!(container = %request.id, %error, "create failed");
+        let id = request.id.clone();
+        container::create(&self.pod, request).await.inspect_err(|error| {
+            tracing::error!(container = %id, %error, "create failed");
         })?;
         let mut answer = CreateTaskResponse::new();
         answer.pid = self.pod.pid();

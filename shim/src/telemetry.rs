@@ -7,8 +7,9 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
+use kata_config::{LogLevel, RuntimeConfig};
 use nix::fcntl::OFlag;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
@@ -20,14 +21,51 @@ pub fn to_fifo(bundle: &Path, is_debug: bool) {
     options.read(true).write(true).custom_flags(OFlag::O_NONBLOCK.bits());
     let Ok(fifo) = options.open(bundle.join("log")) else { return };
     let level = if is_debug { "debug" } else { "info" };
-    let filter = EnvFilter::try_from_env("SLIPWAY_LOG").unwrap_or_else(|_| EnvFilter::new(level));
-    let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let wanted = EnvFilter::try_from_env("SLIPWAY_LOG").ok();
+    // containerd's --debug and the environment go before the configuration.
+    let is_settled = is_debug || wanted.is_some();
+    let builder = tracing_subscriber::fmt()
         .with_ansi(false)
         .with_writer(Fifo(Arc::new(fifo)))
-        .finish();
+        .with_env_filter(wanted.unwrap_or_else(|| EnvFilter::new(level)))
+        .with_filter_reloading();
+    let handle = builder.reload_handle();
     // Fails if one is set already: a test's, which wins.
-    drop(tracing::subscriber::set_global_default(subscriber));
+    let is_set = tracing::subscriber::set_global_default(builder.finish()).is_ok();
+    if is_set && !is_settled {
+        let change: Change = Box::new(move |level| handle.reload(EnvFilter::new(level)).is_ok());
+        LEVEL.set(change).ok();
+    }
+}
+
+type Change = Box<dyn Fn(&str) -> bool + Send + Sync>;
+
+/// Changes the level of the log that [`to_fifo`] made.
+static LEVEL: OnceLock<Change> = OnceLock::new();
+
+/// Logs at the level of the pod's configuration, which is known only with the pod's first container.
+pub fn set_level(config: &RuntimeConfig) {
+    let level = level_of(config);
+    if let Some(change) = LEVEL.get()
+        && !change(level)
+    {
+        tracing::warn!(level, "the log keeps its level");
+    }
+}
+
+/// The configured level, in this log's words.
+fn level_of(config: &RuntimeConfig) -> &'static str {
+    if config.enable_debug {
+        return "debug";
+    }
+    match config.log_level {
+        LogLevel::Trace => "trace",
+        LogLevel::Debug => "debug",
+        LogLevel::Info => "info",
+        LogLevel::Warn => "warn",
+        // There is nothing above it here.
+        LogLevel::Error | LogLevel::Critical => "error",
+    }
 }
 
 #[derive(Clone)]
@@ -52,5 +90,18 @@ impl<'a> MakeWriter<'a> for Fifo {
 
     fn make_writer(&'a self) -> Self {
         self.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debugging_goes_before_the_level() {
+        let mut config = RuntimeConfig { log_level: LogLevel::Critical, ..Default::default() };
+        assert_eq!(level_of(&config), "error");
+        config.enable_debug = true;
+        assert_eq!(level_of(&config), "debug");
     }
 }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
-use kata_config::{CacheMode, HypervisorKind, KataConfig, MachineType};
+use kata_config::{CacheMode, HypervisorKind, KataConfig, LogLevel, MachineType};
 use vmm_glue::accel::Accel;
 use vmm_glue::agent::AgentAddress;
 use vmm_glue::vsock::{FIRST_CID, VmmKind, VsockDevice, VsockDeviceSpec, pick_channel};
@@ -35,7 +35,10 @@ pub fn spec(id: &str, dir: &Path, config: &KataConfig, accel: Accel) -> Result<V
     spec.boot_timeout = config.agent.dial_timeout;
     let kernel = hypervisor.kernel.clone().context(NO_KERNEL)?;
     spec.kernel = Some(present("kernel", kernel)?);
-    let mut parameters = vec!["quiet".to_owned(), KERNEL_PARAMS.to_owned()];
+    let mut parameters = vec![KERNEL_PARAMS.to_owned()];
+    if !hypervisor.enable_debug {
+        parameters.push("quiet".to_owned());
+    }
     match (&hypervisor.initrd, &hypervisor.image) {
         (Some(_), Some(_)) => {
             bail!("The configuration names both `initrd` and `image`: leave one of them out")
@@ -51,8 +54,9 @@ pub fn spec(id: &str, dir: &Path, config: &KataConfig, accel: Accel) -> Result<V
             "The configuration names neither `initrd` nor `image`: the guest has no root file system"
         ),
     }
-    if config.agent.enable_debug {
-        parameters.push("agent.log=debug".to_owned());
+    let level = if config.agent.enable_debug { LogLevel::Debug } else { config.agent.log_level };
+    if level != LogLevel::default() {
+        parameters.push(format!("agent.log={}", level.name()));
     }
     if config.agent.debug_console {
         let port = kata_agent_protocol::DEBUG_CONSOLE_PORT;

@@ -77,10 +77,8 @@ pub struct Hypervisor {
     pub virtio_fs_queue_size: u32,
     /// Queue pairs of a pod's NIC; never more than the pod has vCPUs is useful.
     pub network_queues: u32,
-    /// More from the VMM and the guest's kernel in the log.
+    /// More from the guest's kernel on its console.
     pub enable_debug: bool,
-    /// Share a container's root file system even where the snapshotter gives a block device.
-    pub disable_block_device_use: bool,
     /// Folder of OCI hooks in the guest; empty: none.
     pub guest_hook_path: String,
     /// Regular expressions: the `config.hypervisor` annotations that pods may use.
@@ -115,7 +113,6 @@ impl Default for Hypervisor {
             virtio_fs_queue_size: 1024,
             network_queues: 1,
             enable_debug: false,
-            disable_block_device_use: false,
             guest_hook_path: String::new(),
             enable_annotations: Vec::new(),
             valid_hypervisor_paths: Vec::new(),
@@ -149,8 +146,6 @@ pub struct AgentConfig {
     pub log_level: LogLevel,
     /// vsock port of the agent.
     pub server_port: u32,
-    /// vsock port of the agent's log.
-    pub log_port: u32,
 }
 
 impl Default for AgentConfig {
@@ -165,7 +160,6 @@ impl Default for AgentConfig {
             enable_debug: false,
             log_level: LogLevel::default(),
             server_port: 1024,
-            log_port: 1025,
         }
     }
 }
@@ -195,8 +189,6 @@ pub struct RuntimeConfig {
     pub enable_debug: bool,
     /// The level of the shim's log; `enable_debug` goes before it.
     pub log_level: LogLevel,
-    /// What a pod that failed leaves behind is kept, to be looked at.
-    pub keep_abnormal: bool,
 }
 
 impl Default for RuntimeConfig {
@@ -213,7 +205,6 @@ impl Default for RuntimeConfig {
             sandbox_bind_mounts: Vec::new(),
             enable_debug: false,
             log_level: LogLevel::default(),
-            keep_abnormal: false,
         }
     }
 }

@@ -106,7 +106,6 @@ fn a_bad_value_is_refused_with_annotation_and_remedy() {
         ("default_memory", "2G", "number from 0 to"),
         ("default_memory", "20000", "default_maxmemory allows 16384 MiB"),
         ("default_vcpus", "many", "number from"),
-        ("disable_block_device_use", "yes", "true or false"),
         ("virtio_fs_extra_args", "[1]", "JSON list"),
         ("virtio_fs_cache", "sometimes", "never"),
         ("network_queues", "0", "1 to 64"),
@@ -119,6 +118,9 @@ fn a_bad_value_is_refused_with_annotation_and_remedy() {
         assert!(told.starts_with(&format!("annotation {HYPERVISOR}{name}: ")), "{told}");
         assert!(told.contains(part), "{told}");
     }
+    let flag = "io.katacontainers.config.runtime.sandbox_cgroup_only";
+    let told = apply(&open, &[(flag, "yes")]).expect_err("no flag");
+    assert!(told.contains(flag) && told.contains("true or false"), "{told}");
 }
 
 #[test]

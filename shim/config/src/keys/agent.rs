@@ -73,7 +73,7 @@ pub(super) static KEYS: &[Key] = &[
     key(
         "create_container_timeout",
         Honoured(Whole(1, DAY_S, |c, s| c.agent.create_container_timeout = seconds(s))),
-        "seconds; default 60",
+        "seconds of one CreateContainer; default 60",
     )
     .rs(),
     key(
@@ -81,7 +81,7 @@ pub(super) static KEYS: &[Key] = &[
         Honoured(Whole(1, DAY_MS, |c, ms| {
             c.agent.health_check_request_timeout = milliseconds(ms);
         })),
-        "default 90000",
+        "asked every 30 s; an agent that is silent for longer is told of in the shim's log, and nothing more: default 90000",
     )
     .rs(),
     key(
@@ -92,8 +92,8 @@ pub(super) static KEYS: &[Key] = &[
     .rs(),
     key(
         "log_port",
-        Honoured(Whole(1, u32::MAX as i64 - 1, |c, port| c.agent.log_port = port)),
-        "vsock port of the agent's log; default 1025",
+        Ignored,
+        "the agent's log goes to the guest's console",
     )
     .rs(),
     key("passfd_listener_port", Ignored, "streams go through the agent's protocol").rs(),

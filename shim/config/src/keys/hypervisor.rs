@@ -55,7 +55,7 @@ pub(super) static KEYS: &[Key] = &[
     key(
         "enable_debug",
         Honoured(Flag(|c| &mut c.hypervisor.enable_debug)),
-        "the guest's kernel and the VMM say more in the log",
+        "the guest's kernel says more on its console, whose end is in the message of a failed start",
     ),
     key("log_level", Ignored, "enable_debug chooses").rs(),
     key("hypervisor_loglevel", Ignored, "enable_debug chooses").go(),
@@ -271,8 +271,8 @@ pub(super) static KEYS: &[Key] = &[
     // Block devices.
     key(
         "disable_block_device_use",
-        Honoured(Flag(|c| &mut c.hypervisor.disable_block_device_use)),
-        "a container's root is shared even where it is a block device",
+        Ignored,
+        "a container's root is always shared, also where the snapshotter has it on a block device",
     )
     .annotated(),
     key("block_device_driver", Ignored, "block devices are virtio-blk: a container cannot tell")
@@ -321,7 +321,7 @@ pub(super) static KEYS: &[Key] = &[
     key(
         "network_queues",
         Honoured(Whole(1, 64, |c, pairs| c.hypervisor.network_queues = pairs)),
-        "queue pairs of a pod's NIC; default 1. Kata has no such annotation",
+        "queue pairs of a NIC that neither slipway-cni nor the DAN file asks for otherwise; default 1. Kata has no such annotation",
     )
     .rs()
     .annotated(),

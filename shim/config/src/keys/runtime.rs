@@ -53,7 +53,7 @@ pub(super) static KEYS: &[Key] = &[
     key(
         "disable_new_netns",
         Honoured(Flag(|c| &mut c.runtime.disable_new_netns)),
-        "only with internetworking_model = \"none\"",
+        "only with internetworking_model = \"none\"; shim and VMM are in the host's network namespace either way",
     )
     .annotated(),
     key(
@@ -65,7 +65,7 @@ pub(super) static KEYS: &[Key] = &[
     key(
         "sandbox_cgroup_only",
         Honoured(Flag(|c| &mut c.runtime.sandbox_cgroup_only)),
-        "default true; false puts shim and VMM into a cgroup of their own",
+        "default true; false puts shim, VMM and helpers into /kata_overhead/ID instead of the pod's cgroup",
     )
     .annotated(),
     key(
@@ -96,7 +96,7 @@ pub(super) static KEYS: &[Key] = &[
     key(
         "sandbox_bind_mounts",
         Honoured(List(ListRule::Paths, |c| &mut c.runtime.sandbox_bind_mounts)),
-        "host paths shared read-only with the guest",
+        "host paths shared read-only with the guest, in sandbox-mounts of the shared folder; with `:rw` writable",
     ),
     key(
         "create_container_timeout",
@@ -109,8 +109,8 @@ pub(super) static KEYS: &[Key] = &[
     .annotated(),
     key(
         "keep_abnormal",
-        Honoured(Flag(|c| &mut c.runtime.keep_abnormal)),
-        "what a failed pod leaves is kept to be looked at",
+        Ignored,
+        "what a failed pod leaves is taken away; the message of the failure has the console's end",
     )
     .rs(),
     key(

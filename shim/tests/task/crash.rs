@@ -1,0 +1,119 @@
+//! What `delete` does after the shim was killed.
+
+use std::process::{Child, Command};
+
+use shim::delete;
+use shim::mounts::{self, MountSpec};
+use shim::persist::{PodDir, Process, Record};
+use shim::share::{HostBind, Share};
+
+use crate::rig::Rig;
+
+/// A pod as a killed shim leaves it: record, mounts, a process, a cgroup with it, an attachment.
+async fn crashed(rig: &Rig) -> Child {
+    let child = Command::new("sleep").arg("600").spawn().unwrap();
+    let cgroup = rig.cgroup_path();
+    cgroup.join(child.id()).unwrap();
+    rig.attach_as_cni("pod1").await;
+    let dir = PodDir::of(&rig.host.pods, "pod1");
+    dir.create().unwrap();
+    let record = Record {
+        id: "pod1".to_owned(),
+        shim: None,
+        processes: Process::now(child.id()).into_iter().collect(),
+        cgroup: Some(cgroup),
+        switch: Some(rig.path().join("slipwayd.sock")),
+        own_interfaces: vec!["eth0".to_owned()],
+    };
+    dir.write(&record).unwrap();
+    std::fs::write(dir.path().join("agent.sock"), "").unwrap();
+    share_something(rig);
+    child
+}
+
+fn share_something(rig: &Rig) {
+    let share = Share::of(&rig.host.shares, "pod1");
+    share.create().unwrap();
+    let tmpfs = MountSpec { kind: "tmpfs".into(), source: "tmpfs".into(), options: Vec::new() };
+    share.add_rootfs("pod1", &[tmpfs], rig.path()).unwrap();
+    let volume = rig.path().join("volume");
+    std::fs::create_dir(&volume).unwrap();
+    std::fs::write(volume.join("data"), "precious").unwrap();
+    let bind = HostBind {
+        source: volume,
+        destination: "/data".into(),
+        recursive: true,
+        read_only: false,
+    };
+    share.add_bind("pod1", &bind).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everything_is_cleaned_and_it_may_be_done_twice() {
+    let rig = Rig::start().await;
+    let mut child = crashed(&rig).await;
+    for what in ["mount", "folder", "attachment", "cgroup"] {
+        let left = rig.left();
+        assert!(left.iter().any(|item| item.starts_with(what)), "no {what}: {left:?}");
+    }
+    let bundle = rig.bundle("pod1", |_| ());
+    delete::clean(&rig.host, "pod1", bundle.as_ref()).await.unwrap();
+    rig.nothing_is_left();
+    assert!(!child.wait().unwrap().success(), "it was killed");
+    assert_eq!(std::fs::read(rig.path().join("volume/data")).unwrap(), b"precious");
+    delete::clean(&rig.host, "pod1", bundle.as_ref()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_later_pod_of_the_name_cleans_up_too() {
+    let rig = Rig::start().await;
+    let mut child = crashed(&rig).await;
+    rig.run("pod1").await;
+    assert!(!child.wait().unwrap().success(), "it was killed");
+    rig.delete("pod1", "").await.unwrap();
+    rig.nothing_is_left();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_the_switch_the_rest_is_cleaned_and_the_record_stays_for_another_try() {
+    let mut rig = Rig::start().await;
+    let mut child = crashed(&rig).await;
+    drop(rig.api.take());
+    let bundle = rig.bundle("pod1", |_| ());
+    let error = delete::clean(&rig.host, "pod1", bundle.as_ref()).await.unwrap_err();
+    assert!(format!("{error:#}").contains("slipwayd"), "{error:#}");
+    child.wait().unwrap();
+    assert_eq!(rig.left(), ["folder pod1", "attachment pod1"]);
+    rig.api = Some(crate::rig::serve_switch(rig.path(), &rig.switch));
+    delete::clean(&rig.host, "pod1", bundle.as_ref()).await.unwrap();
+    rig.nothing_is_left();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_that_is_damaged_keeps_nothing_mounted() {
+    let rig = Rig::start().await;
+    let dir = PodDir::of(&rig.host.pods, "pod1");
+    dir.create().unwrap();
+    std::fs::write(dir.path().join("sandbox.json"), "{").unwrap();
+    share_something(&rig);
+    let bundle = rig.bundle("pod1", |_| ());
+    let error = delete::clean(&rig.host, "pod1", bundle.as_ref()).await.unwrap_err();
+    assert!(format!("{error:#}").contains("sandbox.json"), "{error:#}");
+    rig.nothing_is_left();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_container_in_a_pod_only_its_own_is_cleaned() {
+    let rig = Rig::start().await;
+    rig.create_sandbox().await;
+    rig.launch("pod1", "").await;
+    rig.create_beside("app").await;
+    let bundle = rig.path().join("bundles/app");
+    delete::clean(&rig.host, "app", &bundle).await.unwrap();
+    let points = mounts::below(rig.path()).unwrap();
+    assert!(!points.iter().any(|point| point.ends_with("app/rootfs")), "{points:?}");
+    assert!(points.iter().any(|point| point.ends_with("pod1/rootfs")), "{points:?}");
+    assert_eq!(rig.vmm.running(), ["pod1"]);
+    rig.delete("pod1", "").await.unwrap();
+    rig.nothing_is_left();
+}

@@ -1,0 +1,13 @@
+//! The shim as containerd sees it: the task and sandbox services on a real ttrpc socket, with fakes of
+//! VMM, guest, switch and containerd around them. Mounts and cgroups are real, so this needs root.
+
+mod crash;
+mod exec;
+mod faults;
+mod guest;
+mod life;
+mod pods;
+mod rig;
+mod sandboxes;
+mod settings;
+mod streams;
