@@ -70,6 +70,7 @@ pub fn main() -> Result<()> {
     panic::set_hook(Box::new(move |panic| {
         drop(reply(&replies, &Outcome::Failed(format!("The runtime panicked: {panic}"))));
     }));
+    crate::kata::default_sigpipe().context("Failed to reset SIGPIPE")?;
     let outcome = match obey(&socket) {
         Ok(pid) => Outcome::Pid(pid),
         Err(error) => Outcome::Failed(format!("{error:#}")),

@@ -152,7 +152,10 @@ fn spawn_server(
     listener: UnixListener,
     ttrpc: Option<String>,
 ) -> Result<u32> {
-    let mut command = Command::new("/proc/self/exe");
+    // By its path it goes by its name in lists of processes. A path that was replaced meanwhile, by
+    // an upgrade, would be another program.
+    let program = std::env::current_exe().ok().filter(|path| path.exists());
+    let mut command = Command::new(program.unwrap_or_else(|| "/proc/self/exe".into()));
     command
         .args(["-namespace", &args.namespace, "-address", &args.address, "-id", &args.id])
         .args(["-publish-binary", &args.publish_binary])

@@ -14,6 +14,7 @@ mod demo;
 mod deps;
 mod figures;
 mod guest;
+mod install;
 mod interrupt;
 pub mod rig;
 mod test;
@@ -36,6 +37,10 @@ enum Command {
     Guest(guest::Arguments),
     /// Runs every check and test that continuous integration runs
     Test(test::Arguments),
+    /// Installs slipway on this node, or removes it
+    Install(install::Arguments),
+    /// Makes the Debian package
+    Deb(install::deb::Arguments),
     /// Measures on this machine and prints the figures of the README
     Figures(figures::Arguments),
 }
@@ -69,6 +74,8 @@ fn run(arguments: Arguments) -> Result<()> {
         Command::Deps(arguments) => deps::main(&arguments),
         Command::Guest(arguments) => guest::main(&arguments),
         Command::Test(arguments) => test::main(&arguments),
+        Command::Install(arguments) => install::main(&arguments),
+        Command::Deb(arguments) => install::deb::main(&arguments),
         Command::Figures(arguments) => figures::main(&arguments),
     }
 }

@@ -67,8 +67,10 @@ async fn demo(arguments: &[&OsStr], signal: Option<(&str, Signal)>) -> Ended {
     Ended { status, stdout, stderr }
 }
 
-fn arguments<'a>(slipwayd: &'a Path, bytes: &'a str) -> [&'a OsStr; 4] {
-    [OsStr::new("--slipwayd"), slipwayd.as_os_str(), OsStr::new("--bytes"), OsStr::new(bytes)]
+/// Of the demo with bare VMs.
+fn arguments<'a>(slipwayd: &'a Path, bytes: &'a str) -> [&'a OsStr; 5] {
+    let [vms, slipwayd_is, bytes_are] = ["--vms", "--slipwayd", "--bytes"].map(OsStr::new);
+    [vms, slipwayd_is, slipwayd.as_os_str(), bytes_are, OsStr::new(bytes)]
 }
 
 #[tokio::test]
@@ -124,7 +126,7 @@ async fn an_interrupt_at_any_step_ends_all_and_leaves_nothing() {
 #[tokio::test]
 async fn a_build_that_is_interrupted_ends_with_its_compilers() {
     // Whether there is anything to build is not known; it ends either way.
-    let ended = demo(&[], Some(("slipwayd, in release", Signal::SIGINT))).await;
+    let ended = demo(&[], Some(("slipway, in release", Signal::SIGINT))).await;
     assert_eq!(ended.status.code(), Some(130), "{}{}", ended.stdout, ended.stderr);
 }
 
@@ -135,6 +137,34 @@ async fn a_failure_names_the_step_and_leaves_nothing() {
     assert_eq!(status.code(), Some(1), "{stdout}{stderr}");
     assert!(stderr.contains("The demo failed at this step: slipwayd"), "{stderr}");
     assert!(stderr.contains("ended with exit code 1"), "{stderr}");
+}
+
+#[tokio::test]
+async fn slipway_s_pods_cost_no_device_and_no_message() {
+    let Ended { status, stdout, stderr } = demo(&[], None).await;
+    assert!(status.success(), "{stdout}{stderr}");
+    let value = |name: &str| {
+        let line = stdout.lines().find_map(|line| line.strip_prefix(name));
+        line.unwrap_or_else(|| panic!("'{name}' is missing:\n{stdout}")).trim_start()
+    };
+    for way in ["one -> two", "two -> one", "one -> host", "host -> one"] {
+        assert!(value(&format!("Round trip {way}")).starts_with("min/avg/max "), "{stdout}");
+    }
+    assert_eq!(value("Log "), "stdout: hello from two");
+    for stage in ["NetNS", "AddCNI", "Cgroup", "AttachIf", "StartVM"] {
+        assert!(value("  stages").contains(stage), "{stdout}");
+    }
+    assert_eq!(value("Devices in the pods"), "0");
+    assert_eq!(value("Devices on the host"), "0");
+    if stdout.contains("rtnetlink messages") {
+        assert!(value("rtnetlink messages").starts_with("not measured: "), "{stdout}");
+    } else {
+        let ours = ["slipwayd", "slipway-cni", "containerd-shim", "qemu-system"];
+        for program in ours {
+            let counted = value(&format!("rtnetlink of {program}"));
+            assert!(counted.ends_with("0 messages, 0 sockets"), "{program}: {counted}");
+        }
+    }
 }
 
 #[tokio::test]

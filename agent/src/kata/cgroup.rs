@@ -9,8 +9,8 @@ use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use libcgroups::common::{
-    AnyCgroupManager, CgroupConfig, CgroupManager as _, ControllerOpt, FreezerState,
-    create_cgroup_manager,
+    AnyCgroupManager, CgroupConfig, CgroupManager as _, CgroupSetup, ControllerOpt, FreezerState,
+    create_cgroup_manager, get_cgroup_setup,
 };
 use libcgroups::stats::Stats;
 use oci_spec::runtime::LinuxResources;
@@ -20,6 +20,11 @@ use super::sys;
 
 /// Where the guest's cgroups are.
 const ROOT: &str = "/sys/fs/cgroup";
+
+/// Whether the main hierarchy is version 2, as it is in the guest.
+pub fn is_v2() -> bool {
+    matches!(get_cgroup_setup(), Ok(CgroupSetup::Unified))
+}
 
 /// A container's cgroup, by its path from the root of all.
 #[derive(Debug, Clone)]

@@ -32,6 +32,7 @@ use ttrpc::r#async::transport::Listener;
 
 use sandbox::Sandbox;
 use service::Service;
+pub use sys::default_sigpipe;
 
 use crate::port::pump;
 

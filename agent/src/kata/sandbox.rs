@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tokio::sync::Notify;
 use tokio::task::spawn_blocking;
 
-use super::cgroup::Cgroup;
+use super::cgroup::{self, Cgroup};
 use super::container::{Container, terminal_of};
 use super::error::Refusal;
 use super::namespaces::Shared;
@@ -200,7 +200,11 @@ impl Sandbox {
             Value::Array(namespaces) => namespaces,
             _ => Vec::new(),
         };
-        namespaces.retain(|namespace| namespace["type"] != "pid");
+        namespaces.retain(|namespace| namespace["type"] != "pid" && namespace["type"] != "cgroup");
+        if cgroup::is_v2() {
+            // So that /sys/fs/cgroup of a container is its own group, with its limits.
+            namespaces.push(json!({ "type": "cgroup" }));
+        }
         for namespace in &mut namespaces {
             let kind = namespace["type"].as_str().unwrap_or_default();
             if let Some(path) = shared.of(kind) {

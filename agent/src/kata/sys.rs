@@ -42,6 +42,16 @@ pub fn kill(pid: i32, signal: i32) -> nix::Result<()> {
     Errno::result(unsafe { libc::kill(pid, signal) }).map(drop)
 }
 
+/// Gives SIGPIPE its default action back, which Rust's start-up code takes: a program that is
+/// started from here inherits it.
+pub fn default_sigpipe() -> nix::Result<()> {
+    // SAFETY: the default action is no handler, so no code of ours runs in a signal's context.
+    unsafe {
+        nix::sys::signal::signal(nix::sys::signal::SIGPIPE, nix::sys::signal::SigHandler::SigDfl)
+    }
+    .map(drop)
+}
+
 /// Sets the size of a terminal in characters.
 pub fn set_window_size(terminal: impl AsFd, rows: u16, columns: u16) -> nix::Result<()> {
     let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };

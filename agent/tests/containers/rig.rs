@@ -290,14 +290,22 @@ impl Agent {
 
 impl Drop for Agent {
     fn drop(&mut self) {
-        // Killed together with all containers, which are in its pid namespace.
+        // Killed together with all containers, which are in its pid namespace; their groups are
+        // free once the last of them has gone.
         drop(self.process.kill());
         drop(self.process.wait());
-        for group in self.cgroups("") {
-            for inner in fs::read_dir(&group).into_iter().flatten().flatten() {
-                drop(fs::remove_dir(inner.path()));
+        for _ in 0..200 {
+            let groups = self.cgroups("");
+            if groups.is_empty() {
+                return;
             }
-            drop(fs::remove_dir(group));
+            for group in groups {
+                for inner in fs::read_dir(&group).into_iter().flatten().flatten() {
+                    drop(fs::remove_dir(inner.path()));
+                }
+                drop(fs::remove_dir(group));
+            }
+            std::thread::sleep(Duration::from_millis(10));
         }
     }
 }

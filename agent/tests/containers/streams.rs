@@ -93,7 +93,7 @@ async fn resize(agent: &Agent, exec: &str, row: u32, column: u32) -> ttrpc::Resu
 async fn a_terminal_has_a_size_that_can_be_changed() {
     let agent = Agent::start().await;
     let mut request = agent.container("c1", "");
-    let script = "tty; stty size; trap 'stty size; exit 4' WINCH; while :; do sleep 0.05; done";
+    let script = "trap 'stty size; exit 4' WINCH; tty; stty size; while :; do sleep 0.05; done";
     request.OCI.mut_or_insert_default().Process = MessageField::some(with_terminal(shell(script)));
     agent.client.create_container(call(), &request).await.unwrap();
     agent.begin("c1").await;

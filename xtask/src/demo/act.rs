@@ -19,7 +19,7 @@ use crate::rig::{Guest, GuestPlan, Image, NO_CONFIG, Slipwayd, last_core};
 /// Echoes of a series.
 const ECHOES: u32 = 20;
 /// For a step that takes moments on an idle machine.
-const SHORT: Duration = Duration::from_secs(60);
+pub const SHORT: Duration = Duration::from_secs(60);
 /// For the guests to boot; each has a shorter limit of its own that says more.
 const BOOT: Duration = Duration::from_secs(400);
 /// For a series of echoes, most of them late.
@@ -59,7 +59,8 @@ impl Act<'_> {
     /// The first step that failed, by its name.
     pub async fn run(&self, stage: &mut Stage, tracer: &mut Tracer) -> Result<Findings> {
         let step = self.progress;
-        let (qemu, accel) = step.step("Acceleration", SHORT, self.probe()).await?;
+        let probe = probe_accel(self.image, self.accel, self.progress);
+        let (qemu, accel) = step.step("Acceleration", SHORT, probe).await?;
 
         let switch_started = step.elapsed();
         let switch = step.step("slipwayd", SHORT, self.start_switch(tracer)).await?;
@@ -97,25 +98,6 @@ impl Act<'_> {
             ports: stats.ports,
             first_ping,
         })
-    }
-
-    async fn probe(&self) -> Result<(Qemu, Accel)> {
-        let qemu = Qemu::discover().await?;
-        let outcome_beside_image =
-            self.image.kernel.parent().context("The kernel has no folder")?;
-        let trial = Probe {
-            kernel: self.image.kernel.clone(),
-            initrd: Some(self.image.initrd.clone()),
-            machine: Machine::Q35,
-            cmdline: command_line(false),
-            // The agent's first words.
-            ready: Some("slipway: ready".to_owned()),
-            deadline: DEFAULT_DEADLINE,
-            dir: outcome_beside_image.to_owned(),
-        };
-        let chosen = probe(&qemu, &trial, self.accel).await?;
-        self.progress.say(&format!("  {}: {}", chosen.accel, chosen.reason));
-        Ok((qemu, chosen.accel))
     }
 
     async fn start_switch(&self, tracer: &mut Tracer) -> Result<Slipwayd> {
@@ -218,4 +200,30 @@ impl Stage {
         }
         outcome
     }
+}
+
+/// Who runs the guests' instructions, found by trial and remembered beside the image.
+///
+/// # Errors
+/// There is no QEMU, or KVM is demanded and does not run the guest.
+pub async fn probe_accel(
+    image: &Image,
+    wanted: AccelChoice,
+    progress: &Progress,
+) -> Result<(Qemu, Accel)> {
+    let qemu = Qemu::discover().await?;
+    let outcome_beside_image = image.kernel.parent().context("The kernel has no folder")?;
+    let trial = Probe {
+        kernel: image.kernel.clone(),
+        initrd: Some(image.initrd.clone()),
+        machine: Machine::Q35,
+        cmdline: command_line(false),
+        // The agent's first words.
+        ready: Some("slipway: ready".to_owned()),
+        deadline: DEFAULT_DEADLINE,
+        dir: outcome_beside_image.to_owned(),
+    };
+    let chosen = probe(&qemu, &trial, wanted).await?;
+    progress.say(&format!("  {}: {}", chosen.accel, chosen.reason));
+    Ok((qemu, chosen.accel))
 }

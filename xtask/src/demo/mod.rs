@@ -1,4 +1,5 @@
-//! `cargo xtask demo`: two microVMs that talk through slipwayd, from nothing, in one command.
+//! `cargo xtask demo`: two pods in microVMs that talk through slipwayd, from nothing, in one command
+//! ([`pods`]). With `--vms` it shows two bare VMs instead:
 //!
 //! ```text
 //!  prepare   packages, slipwayd, guest image, acceleration      blocking, programs of ours
@@ -42,14 +43,17 @@ pub struct Arguments {
     /// Who runs the guests' instructions: kvm, tcg, or auto, which tries KVM first
     #[arg(long, default_value_t)]
     accel: AccelChoice,
-    /// How much to send from one guest to the other: bytes, with k, M or G if you like
-    #[arg(long, default_value = "100M", value_parser = size::parse)]
+    /// Who runs the pods: slipway, or runc with a bridge, to compare
+    #[arg(long, default_value = SLIPWAY.handler, value_parser = runtime_named)]
+    pods: Runtime,
+    /// Show two bare VMs on the switch instead of pods
+    #[arg(long)]
+    vms: bool,
+    /// How much to send from one VM to the other: bytes, with k, M or G if you like
+    #[arg(long, requires = "vms", default_value = "100M", value_parser = size::parse)]
     bytes: u64,
-    /// Show two pods of this runtime on a private containerd, instead of two bare VMs
-    #[arg(long, value_parser = runtime_named)]
-    pods: Option<Runtime>,
-    /// Use this slipwayd instead of building one
-    #[arg(long, value_name = "FILE")]
+    /// Use this slipwayd for the VMs instead of building one
+    #[arg(long, requires = "vms", value_name = "FILE")]
     slipwayd: Option<PathBuf>,
 }
 
@@ -63,12 +67,19 @@ struct Prepared {
 /// Runs `cargo xtask demo`.
 pub fn main(arguments: &Arguments) -> Result<()> {
     let progress = Progress::new();
-    if let Some(runtime) = arguments.pods {
-        let tracer = prepare_pods(runtime, &progress)?;
-        return block_on(pods::show(runtime, tracer, &progress));
+    if arguments.vms {
+        let prepared = prepare(arguments, &progress)?;
+        return block_on(show(arguments, prepared, &progress));
     }
-    let prepared = prepare(arguments, &progress)?;
-    block_on(show(arguments, prepared, &progress))
+    let mut runtime = arguments.pods;
+    let (tracer, image) = prepare_pods(runtime, &progress)?;
+    block_on(async {
+        if let Some(image) = image {
+            let probe = act::probe_accel(&image, arguments.accel, &progress);
+            (_, runtime.accel) = progress.step("Acceleration", act::SHORT, probe).await?;
+        }
+        pods::show(runtime, tracer, &progress).await
+    })
 }
 
 fn block_on(work: impl Future<Output = Result<()>>) -> Result<()> {
@@ -85,15 +96,18 @@ fn runtime_named(name: &str) -> Result<Runtime, String> {
     })
 }
 
-fn prepare_pods(runtime: Runtime, progress: &Progress) -> Result<Tracer> {
-    let purposes = [Purpose::Vm, Purpose::Trace, Purpose::Pods];
+/// The guest image is for runtimes with VMs.
+fn prepare_pods(runtime: Runtime, progress: &Progress) -> Result<(Tracer, Option<Image>)> {
+    let purposes = [Purpose::Vm, Purpose::Share, Purpose::Trace, Purpose::Pods];
     progress.blocking_step("Debian packages", || deps::ensure(&purposes))?;
+    let mut image = None;
     if runtime.has_vm {
         progress.blocking_step("slipway, in release", slipway_programs)?;
-        progress.blocking_step("Guest image", || guest::ensure(false))?;
+        let paths = progress.blocking_step("Guest image", || guest::ensure(false))?;
+        image = Some(Image { kernel: paths.vmlinux, initrd: paths.initrd });
     }
     progress.blocking_step("The pods' image", oci_image::ensure)?;
-    progress.blocking_step("A trial of strace", Tracer::new)
+    Ok((progress.blocking_step("A trial of strace", Tracer::new)?, image))
 }
 
 fn prepare(arguments: &Arguments, progress: &Progress) -> Result<Prepared> {

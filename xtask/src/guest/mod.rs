@@ -81,11 +81,18 @@ pub struct Paths {
     pub vmlinux: PathBuf,
     /// The initial root file system.
     pub initrd: PathBuf,
-    manifest: PathBuf,
+    /// What they were made of.
+    pub manifest: PathBuf,
 }
 
 impl Paths {
-    fn below(folder: &Path) -> Self {
+    /// Of the image that was built, if it was.
+    pub fn find() -> Self {
+        Self::below(&workspace::target().join("guest"))
+    }
+
+    /// In `folder`.
+    pub fn below(folder: &Path) -> Self {
         let [vmlinux, initrd] = FILES.map(|name| folder.join(name));
         Self { vmlinux, initrd, manifest: folder.join("manifest.json") }
     }

@@ -28,7 +28,7 @@ use super::containerd::{Containerd, Settings, Snapshotter};
 use super::cri::Cri;
 use super::cri::messages::{
     DnsConfig, LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NamespaceMode, PodSandboxConfig,
-    PodSandboxMetadata,
+    PodSandboxMetadata, UInt64Value,
 };
 use super::oci_image;
 use super::pod::{Pod, namespaces};
@@ -112,6 +112,27 @@ impl Node {
     /// The switch, if the runtime has one.
     pub fn slipwayd(&self) -> Option<&Slipwayd> {
         self.slipwayd.as_ref()
+    }
+
+    /// Bytes that a pod received and sent. containerd 1.6 counts them at a device of the pod's network
+    /// namespace; a pod with a VM has none there, and its switch counts.
+    ///
+    /// # Errors
+    /// There is no counter.
+    pub async fn traffic(&self, pod: &str) -> Result<(u64, u64)> {
+        let Some(slipwayd) = &self.slipwayd else {
+            let stats = self.cri().pod_stats(pod).await?;
+            let device = stats.network.and_then(|network| network.default_interface);
+            let device = device.context("There are no numbers of the pod's network")?;
+            let value = |counter: Option<UInt64Value>| counter.map_or(0, |counter| counter.value);
+            return Ok((value(device.rx_bytes), value(device.tx_bytes)));
+        };
+        let attachments = slipwayd.client().list_attachments(Some(pod)).await?.attachments;
+        let attachment = attachments.first().context("The pod has no port")?;
+        let stats = slipwayd.client().stats().await?;
+        let port = stats.ports.into_iter().find(|stats| stats.port == attachment.port);
+        let port = port.context("The pod's port has no counters")?;
+        Ok((port.egress.delivered_bytes, port.ingress.received_bytes))
     }
 
     /// The last lines of the logs of containerd with its shims, and of the switch.

@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 use slipway_agent::image::command_line;
 use tokio::task;
+use vmm_glue::accel::Accel;
 
 use super::containerd::Handler;
 use super::guest::Image;
@@ -37,6 +38,8 @@ pub struct Runtime {
     pub network: Network,
     /// Each pod has a kernel of its own.
     pub has_vm: bool,
+    /// Who runs its instructions.
+    pub accel: Accel,
 }
 
 /// Who connects the pods of a runtime.
@@ -54,6 +57,7 @@ pub const RUNC: Runtime = Runtime {
     runtime_type: "io.containerd.runc.v2",
     network: Network::Bridge,
     has_vm: false,
+    accel: Accel::Tcg,
 };
 
 /// Ours: a VM for each pod.
@@ -62,6 +66,8 @@ pub const SLIPWAY: Runtime = Runtime {
     runtime_type: "io.containerd.slipway.v2",
     network: Network::Slipwayd,
     has_vm: true,
+    // It works everywhere.
+    accel: Accel::Tcg,
 };
 
 /// What a runtime brings to a node.
@@ -113,7 +119,7 @@ impl Runtime {
                 let slipwayd =
                     Slipwayd::start(&program, &gateway, &run_dir, core, &wrapper).await?;
                 let config = folder.join("configuration.toml");
-                write(&config, &configuration(&Image::find()?, folder))?;
+                write(&config, &configuration(&Image::find()?, self.accel, folder))?;
                 Ok(Parts {
                     handler: Handler {
                         name,
@@ -168,9 +174,8 @@ fn socket(folder: &Path) -> PathBuf {
     folder.join("slipwayd/slipwayd.sock")
 }
 
-/// The shim's configuration: QEMU in emulation, which runs everywhere, with the image that
-/// `cargo xtask guest` made.
-fn configuration(image: &Image, folder: &Path) -> String {
+/// The shim's configuration: QEMU with the image that `cargo xtask guest` made.
+fn configuration(image: &Image, accel: Accel, folder: &Path) -> String {
     let Image { kernel, initrd } = image;
     format!(
         r#"[hypervisor.qemu]
@@ -180,11 +185,11 @@ kernel_params = "{parameters}"
 default_memory = 256
 [slipway]
 socket = "{socket}"
-acceleration = "tcg"
+acceleration = "{accel}"
 "#,
         kernel = kernel.display(),
         initrd = initrd.display(),
-        parameters = command_line(true),
+        parameters = command_line(accel == Accel::Tcg),
         socket = socket(folder).display(),
     )
 }

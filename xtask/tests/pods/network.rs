@@ -90,13 +90,8 @@ pub async fn a_pod_is_removed_in_the_midst_of_its_traffic(node: &Node) -> Result
     let pinger = format!("ping -i 0.01 {}", leaver.address());
     let pinger = stayer.run(ContainerSpec::shell("pinger", &pinger)).await?;
     pinger.printed("bytes from").await?;
-    let carried = async || {
-        let stats = node.cri().pod_stats(stayer.id()).await?;
-        let device = stats.network.and_then(|network| network.default_interface);
-        anyhow::Ok(device.and_then(|device| device.rx_bytes).context("no counter")?.value)
-    };
     let flows = async {
-        while carried().await? < 1_000_000 {
+        while node.traffic(stayer.id()).await?.0 < 1_000_000 {
             sleep(Duration::from_millis(20)).await;
         }
         anyhow::Ok(())

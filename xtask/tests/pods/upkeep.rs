@@ -37,9 +37,7 @@ pub async fn consumption_is_counted_by_container_and_by_pod(node: &Node) -> Resu
     ensure!(ids.len() == 1 && ids[0].id == container.id(), "{ids:?}");
 
     let stats = node.cri().pod_stats(pod.id()).await?;
-    let device = stats.network.and_then(|network| network.default_interface);
-    let device = device.context("no numbers of the network")?;
-    let (received, sent) = (value(device.rx_bytes), value(device.tx_bytes));
+    let (received, sent) = node.traffic(pod.id()).await?;
     ensure!(received > 3_000 && sent > 3_000, "{received} bytes received, {sent} sent");
     let pod_cpu = value(stats.cpu.and_then(|cpu| cpu.usage_core_nano_seconds));
     let pod_memory = value(stats.memory.and_then(|memory| memory.working_set_bytes));

@@ -417,7 +417,7 @@ impl Checks {
                 "runtime class",
                 Verdict::Warn,
                 format!("no {RUNTIME} in /etc/containerd/config.toml or conf.d"),
-                "put slipway's drop-in for containerd there; only `ctr --runtime` works without",
+                "put it there as slipway's containerd-*.toml says; only `ctr --runtime` works without",
             ),
             [file, ..] => self.ok("runtime class", format!("{RUNTIME} in {}", file.display())),
         }
