@@ -48,6 +48,8 @@ const STEPS: &[Step] = &[
             "vmm-glue",
             "--exclude",
             "xtask",
+            "--exclude",
+            "shim",
             "--lib",
             "--bins",
             "--tests",
@@ -56,6 +58,16 @@ const STEPS: &[Step] = &[
             "privileged::",
         ],
         privileged: false,
+    },
+    Step {
+        name: "unit tests of the shim",
+        command: &["test", "-p", "shim", "--lib", "--bins"],
+        privileged: false,
+    },
+    Step {
+        name: "privileged: the shim between fakes, on real mounts and cgroups",
+        command: &["test", "-p", "shim", "--test", "task"],
+        privileged: true,
     },
     Step {
         name: "privileged: the gateway of the host",
