@@ -76,6 +76,7 @@ impl Events {
 }
 
 /// The time, as protobuf has it.
+#[expect(clippy::disallowed_methods, reason = "containerd wants to know when things happened")]
 pub fn now() -> Timestamp {
     std::time::SystemTime::now().into()
 }

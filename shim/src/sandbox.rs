@@ -13,7 +13,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use kata_agent_protocol::agent::{
@@ -151,25 +151,25 @@ impl Sandbox {
             self.dir.write(&record)?;
         }
 
-        let began = Instant::now();
+        let began = stages::now();
         let network = self.attach(order).await?;
-        self.stages.add("AddCNI", began.elapsed());
+        self.stages.add("AddCNI", began);
 
-        let began = Instant::now();
+        let began = stages::now();
         self.join_cgroup(order.cgroup.as_deref()).await?;
-        self.stages.add("Cgroup", began.elapsed());
+        self.stages.add("Cgroup", began);
 
-        let began = Instant::now();
+        let began = stages::now();
         let spec = self.attach_files(host, config, &network).await?;
-        self.stages.add("AttachIf", began.elapsed());
+        self.stages.add("AttachIf", began);
 
-        let began = Instant::now();
+        let began = stages::now();
         let agent = self.boot(host, config, &spec).await?;
-        self.stages.add("StartVM", began.elapsed());
+        self.stages.add("StartVM", began);
 
-        let began = Instant::now();
+        let began = stages::now();
         prepare_guest(&agent, order, &network, self.has_share()).await?;
-        self.stages.add("Guest", began.elapsed());
+        self.stages.add("Guest", began);
         self.agent = Some(agent);
 
         let text = serde_json::to_vec(&self.stages).context("Failed to encode the stages")?;
@@ -411,14 +411,14 @@ pub async fn kill(process: &Process) -> Result<()> {
     let pid = i32::try_from(process.pid).context("A process id beyond 2^31")?;
     // Whether it is gone shows below.
     kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL).ok();
-    let deadline = Instant::now() + KILL_LIMIT;
-    while process.is_alive() {
-        if Instant::now() > deadline {
-            anyhow::bail!("Process {pid} was killed, but does not end; look at /proc/{pid}/stack");
+    let gone = async {
+        while process.is_alive() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    Ok(())
+    };
+    tokio::time::timeout(KILL_LIMIT, gone).await.with_context(|| {
+        format!("Process {pid} was killed, but does not end; look at /proc/{pid}/stack")
+    })
 }
 
 /// The calls between the agent's first answer and the first container. Interfaces do not wait for
