@@ -289,9 +289,11 @@ impl Pod {
     /// See [`Pod::down`].
     pub async fn close(&self) -> Result<()> {
         self.closing.send_replace(true);
-        let _one = self.creating.lock().await;
         self.mark_over(0);
-        self.down().await
+        // With the VM end the calls that a container's creation may wait for.
+        let outcome = self.down().await;
+        let _one = self.creating.lock().await;
+        outcome.and(self.down().await)
     }
 
     /// Takes the VM and everything around it down. May be called again.

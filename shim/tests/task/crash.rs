@@ -80,7 +80,7 @@ async fn without_the_switch_the_rest_is_cleaned_and_the_record_stays_for_another
     assert!(format!("{error:#}").contains("slipwayd"), "{error:#}");
     child.wait().unwrap();
     assert_eq!(rig.left(), ["folder pod1", "attachment pod1"]);
-    rig.api = Some(crate::rig::serve_switch(rig.path(), &rig.switch));
+    rig.api = Some(crate::around::serve_switch(rig.path(), &rig.switch));
     delete::clean(&rig.host, "pod1", bundle.as_ref()).await.unwrap();
     rig.nothing_is_left();
 }

@@ -8,7 +8,8 @@ use serde_json::json;
 use shim::persist::{PodDir, Process, Record};
 use vmm_glue::fake::Verb;
 
-use crate::rig::{PATIENCE, Rig, Setup, ctx, refused, serve_switch};
+use crate::around::{Setup, serve_switch};
+use crate::rig::{PATIENCE, Rig, ctx, refused};
 
 /// The failure's words, which have `parts`; nothing is left.
 async fn fails(rig: &Rig, parts: &[&str]) {

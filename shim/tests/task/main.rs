@@ -1,6 +1,7 @@
 //! The shim as containerd sees it: the task and sandbox services on a real ttrpc socket, with fakes of
 //! VMM, guest, switch and containerd around them. Mounts and cgroups are real, so this needs root.
 
+mod around;
 mod crash;
 mod exec;
 mod faults;

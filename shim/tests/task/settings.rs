@@ -7,7 +7,8 @@ use serde_json::json;
 use shim::mounts::{self, MountSpec};
 use vmm_glue::VmSpec;
 
-use crate::rig::{Rig, Setup, ctx};
+use crate::around::Setup;
+use crate::rig::{Rig, ctx};
 
 fn runtime(lines: &str) -> Setup {
     Setup { runtime: lines.to_owned(), ..Setup::default() }
