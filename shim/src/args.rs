@@ -92,7 +92,7 @@ impl Args {
                 "id" => args.id = value()?,
                 "bundle" => {
                     args.bundle =
-                        Some(value()?.into()).filter(|b: &PathBuf| !b.as_os_str().is_empty())
+                        Some(value()?.into()).filter(|b: &PathBuf| !b.as_os_str().is_empty());
                 }
                 // A socket of containerd's choice is what older shims were given; ours is inherited.
                 "socket" => drop(value()?),

@@ -77,7 +77,7 @@ impl Events {
 
 /// The time, as protobuf has it.
 pub fn now() -> Timestamp {
-    std::time::SystemTime::now().into()
+    crate::clock::timestamp()
 }
 
 struct Sender {

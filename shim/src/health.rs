@@ -27,7 +27,10 @@ pub enum News {
 pub fn log(news: News) {
     match news {
         News::Silent(error) => {
-            tracing::error!(error, "the guest's agent does not answer; the guest hangs or is starved");
+            tracing::error!(
+                error,
+                "the guest's agent does not answer; the guest hangs or is starved"
+            );
         }
         News::Back => tracing::info!("the guest's agent answers again"),
     }

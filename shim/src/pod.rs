@@ -183,7 +183,7 @@ impl Pod {
     /// Everything in the guest ends with its VM.
     async fn watch_vm(self: Arc<Self>, vm: Arc<dyn Vm>) {
         let report = vm.wait().await;
-        if !self.over().is_some() {
+        if self.over().is_none() {
             tracing::error!(%report, "the pod's VM ended");
         }
         drop(vm);

@@ -13,7 +13,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use kata_agent_protocol::agent::{
@@ -30,6 +30,7 @@ use vmm_glue::vsock::VsockDevice;
 use vmm_glue::{AgentChannel, ShareSpec, Vm, VmSpec};
 
 use crate::cgroup::{CgroupPath, Origin};
+use crate::clock;
 use crate::guest::SHM;
 use crate::host::Host;
 use crate::network::{self, PodNetwork, Wish};
@@ -151,23 +152,23 @@ impl Sandbox {
             self.dir.write(&record)?;
         }
 
-        let began = Instant::now();
+        let began = clock::instant();
         let network = self.attach(order).await?;
         self.stages.add("AddCNI", began.elapsed());
 
-        let began = Instant::now();
+        let began = clock::instant();
         self.join_cgroup(order.cgroup.as_deref()).await?;
         self.stages.add("Cgroup", began.elapsed());
 
-        let began = Instant::now();
+        let began = clock::instant();
         let spec = self.attach_files(host, config, &network).await?;
         self.stages.add("AttachIf", began.elapsed());
 
-        let began = Instant::now();
+        let began = clock::instant();
         let agent = self.boot(host, config, &spec).await?;
         self.stages.add("StartVM", began.elapsed());
 
-        let began = Instant::now();
+        let began = clock::instant();
         prepare_guest(&agent, order, &network, self.has_share()).await?;
         self.stages.add("Guest", began.elapsed());
         self.agent = Some(agent);
@@ -406,9 +407,9 @@ pub async fn kill(process: &Process) -> Result<()> {
     let pid = i32::try_from(process.pid).context("A process id beyond 2^31")?;
     // Whether it is gone shows below.
     kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL).ok();
-    let deadline = Instant::now() + KILL_LIMIT;
+    let deadline = clock::instant() + KILL_LIMIT;
     while process.is_alive() {
-        if Instant::now() > deadline {
+        if clock::instant() > deadline {
             anyhow::bail!("Process {pid} was killed, but does not end; look at /proc/{pid}/stack");
         }
         tokio::time::sleep(Duration::from_millis(5)).await;

@@ -11,9 +11,11 @@
 //! `NetNS` is the engine's, before a shim is called.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::Serialize;
+
+use crate::clock;
 
 /// The file with the stages of a running pod, in its folder.
 pub const FILE: &str = "stages.json";
@@ -30,22 +32,12 @@ pub struct Stages {
 impl Stages {
     /// From now on.
     pub fn begin() -> Self {
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        let began_ms = now.unwrap_or_default().as_millis() as u64;
-        Self { began_ms, stages_ms: BTreeMap::new() }
+        Self { began_ms: clock::unix_ms(), stages_ms: BTreeMap::new() }
     }
 
     /// Adds the time of one stage.
     pub fn add(&mut self, stage: &'static str, took: Duration) {
         *self.stages_ms.entry(stage).or_default() += took.as_secs_f64() * 1e3;
         tracing::info!(stage, took_ms = took.as_secs_f64() * 1e3, "pod.start");
-    }
-
-    /// Runs one stage.
-    pub async fn time<T>(&mut self, stage: &'static str, work: impl Future<Output = T>) -> T {
-        let began = Instant::now();
-        let out = work.await;
-        self.add(stage, began.elapsed());
-        out
     }
 }

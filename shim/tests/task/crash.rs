@@ -39,12 +39,8 @@ fn share_something(rig: &Rig) {
     let volume = rig.path().join("volume");
     std::fs::create_dir(&volume).unwrap();
     std::fs::write(volume.join("data"), "precious").unwrap();
-    let bind = HostBind {
-        source: volume,
-        destination: "/data".into(),
-        recursive: true,
-        read_only: false,
-    };
+    let bind =
+        HostBind { source: volume, destination: "/data".into(), recursive: true, read_only: false };
     share.add_bind("pod1", &bind).unwrap();
 }
 

@@ -22,7 +22,8 @@ async fn a_process_is_added_started_ends_and_is_deleted() {
     assert_eq!(rig.wait("pod1", "e1").await.exit_status, 5);
     assert_eq!(refused(rig.kill("pod1", "e1", 9).await).0, Code::NOT_FOUND);
     assert_eq!(rig.delete("pod1", "e1").await.unwrap().exit_status, 5);
-    for answer in [rig.state("pod1", "e1").await.map(drop), rig.delete("pod1", "e1").await.map(drop)]
+    for answer in
+        [rig.state("pod1", "e1").await.map(drop), rig.delete("pod1", "e1").await.map(drop)]
     {
         assert_eq!(refused(answer).0, Code::NOT_FOUND);
     }

@@ -199,7 +199,8 @@ async fn a_caller_that_does_not_wait_leaves_no_half_pod() {
 async fn a_living_pod_of_the_same_name_is_left_alone() {
     let mut rig = Rig::start().await;
     let mut other = std::process::Command::new("sleep").arg("600").spawn().unwrap();
-    let record = Record { id: "pod1".to_owned(), shim: Process::now(other.id()), ..Record::default() };
+    let record =
+        Record { id: "pod1".to_owned(), shim: Process::now(other.id()), ..Record::default() };
     let dir = PodDir::of(&rig.host.pods, "pod1");
     dir.create().unwrap();
     dir.write(&record).unwrap();

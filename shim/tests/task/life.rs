@@ -2,7 +2,8 @@
 
 use containerd_shim_protos::api::{
     CheckpointTaskRequest, ConnectRequest, KillRequest, PauseRequest, PidsRequest, ResumeRequest,
-    StateRequest, StateResponse, StatsRequest, Status, UpdateTaskRequest, WaitRequest, WaitResponse,
+    StateRequest, StateResponse, StatsRequest, Status, UpdateTaskRequest, WaitRequest,
+    WaitResponse,
 };
 use containerd_shim_protos::events::task::{TaskCreate, TaskDelete, TaskExit, TaskStart};
 use containerd_shim_protos::protobuf::Message as _;

@@ -23,7 +23,10 @@ async fn containers_share_a_vm_and_go_one_by_one() {
     assert_eq!(rig.wait("app", "").await.exit_status, 3);
     assert_eq!(rig.status("side").await, Status::RUNNING);
     rig.delete("app", "").await.unwrap();
-    assert_eq!(rig.guest.last::<msg::RemoveContainerRequest>("RemoveContainer").container_id, "app");
+    assert_eq!(
+        rig.guest.last::<msg::RemoveContainerRequest>("RemoveContainer").container_id,
+        "app"
+    );
     let left = rig.left();
     assert!(!left.iter().any(|item| item.contains("mounts/app")), "{left:?}");
     assert!(left.iter().any(|item| item.contains("mounts/side/rootfs")), "{left:?}");
@@ -219,7 +222,8 @@ async fn a_root_that_is_mounted_read_only_is_so_for_the_guest_too() {
     let file = rig.host.shares.join("pod1/shared/pod1/rootfs/file");
     assert_eq!(std::fs::read(&file).unwrap(), b"text");
     assert!(std::fs::write(&file, "x").is_err());
-    let told: containerd_shim_protos::events::task::TaskCreate = rig.event("create", 1).await.body();
+    let told: containerd_shim_protos::events::task::TaskCreate =
+        rig.event("create", 1).await.body();
     assert_eq!(told.rootfs, request.rootfs);
     rig.delete("pod1", "").await.unwrap();
     rig.nothing_is_left();

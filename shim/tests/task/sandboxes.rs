@@ -1,7 +1,7 @@
 //! containerd's sandbox API: a pod without a container that stands for it.
 
-use containerd_shim_protos::sandbox_api as api;
 use containerd_shim_protos::protobuf::MessageField;
+use containerd_shim_protos::sandbox_api as api;
 use containerd_shim_protos::ttrpc::{self, Code};
 
 use crate::rig::{PATIENCE, Rig, ctx, map, refused};
@@ -10,8 +10,7 @@ async fn create(rig: &Rig) -> ttrpc::Result<api::CreateSandboxResponse> {
     let mut request = api::CreateSandboxRequest::new();
     request.sandbox_id = "pod1".to_owned();
     request.options = MessageField::some(rig.options());
-    request.annotations =
-        map(&[("io.kubernetes.cri.sandbox-name", "web-0")]).into_iter().collect();
+    request.annotations = map(&[("io.kubernetes.cri.sandbox-name", "web-0")]).into_iter().collect();
     rig.shim.sandbox.create_sandbox(ctx(), &request).await
 }
 

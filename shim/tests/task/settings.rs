@@ -132,7 +132,8 @@ async fn what_the_sandbox_binds_is_shared_read_only() {
     let line = format!("sandbox_bind_mounts = [\"{}\"]", data.path().display());
     let rig = Rig::with(runtime(&line)).await;
     rig.create("pod1").await;
-    let file = |part: &str| rig.host.shares.join("pod1").join(part).join("sandbox-mounts").join(name);
+    let file =
+        |part: &str| rig.host.shares.join("pod1").join(part).join("sandbox-mounts").join(name);
     assert_eq!(std::fs::read(file("shared").join("file")).unwrap(), b"text");
     assert!(std::fs::write(file("shared").join("file"), "x").is_err());
     rig.delete("pod1", "").await.unwrap();
