@@ -31,7 +31,9 @@ use crate::pod::{self, Pod};
 use crate::process::{Exit, Process, State};
 use crate::stdio::{Paths, Target};
 
-/// How long a killed process may take to be gone before its container is removed all the same.
+/// How long the agent may take to send a signal.
+const SIGNAL_LIMIT: Duration = Duration::from_secs(10);
+/// How long a killed process may take to be gone.
 const KILL_LIMIT: Duration = Duration::from_secs(5);
 
 /// A container.
@@ -308,15 +310,21 @@ impl Container {
         let mut request = SignalProcessRequest::new();
         request.container_id.clone_from(&self.id);
         // Without a process the agent signals all of them, or the first, by the signal.
-        let is_all = all || (exec_id.is_empty() && signal == nix::sys::signal::SIGKILL as u32);
+        let is_sigkill = signal == nix::sys::signal::SIGKILL as u32;
+        let is_all = all || (exec_id.is_empty() && is_sigkill);
         request.exec_id = if is_all { String::new() } else { process.target.exec.clone() };
         request.signal = signal;
-        let agent = pod.agent().await?;
+        let agent = pod.agent().await?.with_time_limit(SIGNAL_LIMIT);
         match agent.signal_process(&request).await {
             Ok(_) => Ok(()),
             // It ended meanwhile.
             Err(_) if process.exit().is_some() => Ok(()),
             Err(error) if error.is_gone() => Ok(()),
+            Err(error) if error.is_timeout() && is_sigkill && is_all && self.part.is_first() => {
+                // The guest hangs. The first container is the pod, and the pod is to end.
+                tracing::error!(%error, "the VM is killed in place of its processes");
+                pod.kill_vm().await
+            }
             Err(error) => Err(anyhow::Error::new(error)
                 .context(format!("Failed to send signal {signal} to container {}", self.id))
                 .into()),
@@ -358,12 +366,20 @@ impl Container {
         if self.init.state() == State::Running {
             let sigkill = nix::sys::signal::SIGKILL as u32;
             self.kill(pod, "", sigkill, true).await?;
-            if tokio::time::timeout(KILL_LIMIT, self.init.wait()).await.is_err() {
-                let runs = format!("Container {} was killed, but does not end", self.id);
+            let has_ended = tokio::time::timeout(KILL_LIMIT, self.init.wait()).await.is_ok();
+            if !has_ended && self.part.is_first() {
+                // It ends with its VM.
+                pod.kill_vm().await?;
+            } else if !has_ended {
+                let runs = format!(
+                    "Container {} was killed, but does not end; it will with its pod",
+                    self.id
+                );
                 return Err(TaskError::precondition(runs));
             }
+        } else {
+            self.init.stop(Exit::now(0), &pod.events, pod.pid());
         }
-        self.init.stop(Exit::now(0), &pod.events, pod.pid());
         let exit = self.init.wait().await;
         let pid = pod.pid();
         if self.part.is_first() {

@@ -20,6 +20,7 @@ use kata_agent_protocol::agent::GetOOMEventRequest;
 use tokio::sync::{Mutex, RwLock, watch};
 use vmm_glue::Vm;
 use vmm_glue::agent::Agent;
+use vmm_glue::sharefs::Virtiofsd;
 
 use crate::container::Container;
 use crate::error::{TaskError, TaskResult};
@@ -172,8 +173,12 @@ impl Pod {
         let vm = Arc::clone(sandbox.vm()?);
         let agent = sandbox.agent()?.clone();
         self.vmm_pid.send_replace(sandbox.pid);
+        let virtiofsd = sandbox.virtiofsd();
         *self.sandbox.write().await = Some(sandbox);
-        tokio::spawn(Arc::clone(self).watch_vm(vm));
+        tokio::spawn(Arc::clone(self).watch_vm(Arc::clone(&vm)));
+        if let Some(virtiofsd) = virtiofsd {
+            tokio::spawn(Arc::clone(self).watch_share(virtiofsd, vm));
+        }
         tokio::spawn(Arc::clone(self).watch_memory(agent.clone()));
         let limit = order.config.agent.health_check_request_timeout;
         tokio::spawn(health::watch(agent, health::EVERY, limit, health::log));
@@ -194,6 +199,25 @@ impl Pod {
         if let Err(error) = self.down().await {
             tracing::error!(error = format!("{error:#}"), "the pod left something behind");
         }
+    }
+
+    /// Without its files a guest hangs for good, so the VM ends with what serves them.
+    async fn watch_share(self: Arc<Self>, virtiofsd: Arc<Virtiofsd>, vm: Arc<dyn Vm>) {
+        let report = tokio::select! {
+            report = virtiofsd.wait() => report,
+            // It goes after its VM; that is told elsewhere.
+            _ = vm.wait() => return,
+        };
+        if self.over().is_none() {
+            tracing::error!(%report, "the pod's files are gone, and the pod with them");
+            end(&*vm).await;
+        }
+    }
+
+    /// Kills the VM: its end is the end of all that runs in it.
+    pub(crate) async fn kill_vm(&self) -> TaskResult<()> {
+        end(&*self.vm().await?).await;
+        Ok(())
     }
 
     /// Tells containerd of containers that run out of memory.
@@ -281,6 +305,12 @@ impl Pod {
         let outcome = sandbox.down().await;
         *slot = None;
         outcome
+    }
+}
+
+async fn end(vm: &dyn Vm) {
+    if let Err(error) = vm.stop(Duration::ZERO).await {
+        tracing::error!(%error, "the VM cannot be ended");
     }
 }
 

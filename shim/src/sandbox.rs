@@ -68,7 +68,7 @@ pub struct Sandbox {
     record: Mutex<Record>,
     origin: Origin,
     switch: Client,
-    virtiofsd: Option<Virtiofsd>,
+    virtiofsd: Option<Arc<Virtiofsd>>,
     vsock: Option<VsockDevice>,
     vm: Option<Arc<dyn Vm>>,
     agent: Option<Agent>,
@@ -266,7 +266,7 @@ impl Sandbox {
             served.extra_args.clone_from(&config.hypervisor.virtio_fs_extra_args);
             let virtiofsd = Virtiofsd::spawn(served).await?;
             self.started(virtiofsd.pid()).await?;
-            self.virtiofsd = Some(virtiofsd);
+            self.virtiofsd = Some(Arc::new(virtiofsd));
             let mut share = ShareSpec::new(share::TAG, socket);
             share.queue_size = config.hypervisor.virtio_fs_queue_size.try_into().unwrap_or(1024);
             spec.shares.push(share);
@@ -316,6 +316,11 @@ impl Sandbox {
     /// The sandbox is down.
     pub fn vm(&self) -> Result<&Arc<dyn Vm>> {
         self.vm.as_ref().context("The pod's VM is gone")
+    }
+
+    /// What serves the share, if there is one.
+    pub fn virtiofsd(&self) -> Option<Arc<Virtiofsd>> {
+        self.virtiofsd.clone()
     }
 
     /// The folder shared with the guest.

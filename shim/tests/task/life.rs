@@ -11,6 +11,10 @@ use containerd_shim_protos::shim_async::TaskClient;
 use containerd_shim_protos::ttrpc::{self, Code};
 use kata_agent_protocol::agent as msg;
 
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Notify;
+
 use crate::rig::{Rig, ctx, refused};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -231,4 +235,59 @@ async fn a_start_that_the_guest_refuses_leaves_a_container_to_delete() {
     rig.delete("pod1", "").await.unwrap();
     assert_eq!(rig.all_told().await, ["create pod1", "delete pod1"]);
     rig.nothing_is_left();
+}
+
+/// Lets the guest's answers to StartContainer wait until the returned gate is opened.
+fn gated(rig: &Rig) -> Arc<Notify> {
+    let gate = Arc::new(Notify::new());
+    let inner = Arc::clone(&gate);
+    rig.guest.with_agent(|agent| {
+        agent.on("StartContainer", move |_: msg::StartContainerRequest| {
+            let gate = Arc::clone(&inner);
+            async move {
+                gate.notified().await;
+                Ok(msg::GetDiagnosticDataResponse::new())
+            }
+        });
+    });
+    gate
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signal_that_comes_during_the_start_waits_for_it() {
+    let rig = Rig::start().await;
+    rig.create("pod1").await;
+    let gate = gated(&rig);
+    let kill = async {
+        rig.guest.wait_for("StartContainer").await;
+        let killing = rig.kill("pod1", "", 9);
+        tokio::pin!(killing);
+        // It is under way, and does not end a process that is being started.
+        let early = tokio::time::timeout(Duration::from_millis(100), &mut killing).await;
+        assert!(early.is_err(), "{early:?}");
+        gate.notify_one();
+        killing.await.unwrap();
+    };
+    let (started, ()) = tokio::join!(rig.try_launch("pod1", ""), kill);
+    started.unwrap();
+    assert_eq!(rig.wait("pod1", "").await.exit_status, 137);
+    assert_eq!(rig.all_told().await, ["create pod1", "start pod1", "exit pod1"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vm_that_dies_during_the_start_is_one_end_without_a_beginning() {
+    let rig = Rig::start().await;
+    rig.create("pod1").await;
+    let _gate = gated(&rig);
+    let die = async {
+        rig.guest.wait_for("StartContainer").await;
+        rig.kill_vm();
+    };
+    let (started, ()) = tokio::join!(rig.try_launch("pod1", ""), die);
+    let (_, message) = refused(started);
+    assert!(message.contains("start process init of container pod1"), "{message}");
+    assert_eq!(rig.wait("pod1", "").await.exit_status, 137);
+    rig.delete("pod1", "").await.unwrap();
+    assert_eq!(rig.all_told().await, ["create pod1", "delete pod1"]);
+    rig.nothing_is_left_soon().await;
 }

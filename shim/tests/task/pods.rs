@@ -242,3 +242,50 @@ async fn a_root_that_cannot_be_mounted_is_named() {
     assert!(message.contains("overlay") && message.contains("pod1/rootfs"), "{message}");
     rig.nothing_is_left();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_whose_files_are_gone_ends() {
+    let rig = Rig::start().await;
+    rig.run("pod1").await;
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(rig.virtiofsd()).unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+    assert_eq!(rig.wait("pod1", "").await.exit_status, 137);
+    rig.nothing_is_left_soon().await;
+    rig.delete("pod1", "").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_whose_guest_hangs_can_be_killed_and_deleted() {
+    let rig = Rig::start().await;
+    rig.create_sandbox().await;
+    rig.launch("pod1", "").await;
+    rig.create_beside("app").await;
+    rig.launch("app", "").await;
+    rig.guest.with_agent(|agent| agent.hang("SignalProcess"));
+    let (code, message) = refused(rig.kill("app", "", 9).await);
+    assert!(message.contains("signal 9") && message.contains("app"), "{code:?} {message}");
+    assert_eq!(rig.status("app").await, Status::RUNNING);
+    rig.kill("pod1", "", 9).await.unwrap();
+    for id in ["app", "pod1"] {
+        assert_eq!(rig.wait(id, "").await.exit_status, 137);
+        rig.delete(id, "").await.unwrap();
+    }
+    rig.nothing_is_left();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_wait_while_containerd_is_away() {
+    let mut rig = Rig::start().await;
+    rig.create("pod1").await;
+    rig.event("create", 1).await;
+    rig.containerd_goes().await;
+    rig.launch("pod1", "").await;
+    rig.guest.exit("pod1", "", 1);
+    rig.wait("pod1", "").await;
+    assert_eq!(rig.told(), ["create pod1"]);
+    rig.containerd_comes().await;
+    rig.event("exit", 1).await;
+    rig.delete("pod1", "").await.unwrap();
+    let told = rig.all_told().await;
+    assert_eq!(told, ["create pod1", "start pod1", "exit pod1", "delete pod1"]);
+}

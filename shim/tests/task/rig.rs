@@ -17,17 +17,15 @@ use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::{Message, MessageField};
 use containerd_shim_protos::sandbox_async::SandboxClient;
 use containerd_shim_protos::shim::events::ForwardRequest;
-use containerd_shim_protos::shim_async::{
-    Client, Events as EventsService, TaskClient, create_events,
-};
+use containerd_shim_protos::shim_async::{Client, Events as EventsService, TaskClient, create_events};
 use containerd_shim_protos::ttrpc::r#async::{Server, TtrpcContext};
 use containerd_shim_protos::ttrpc::{self, Code, context};
 use dataplane::config::NetworkConfig;
-use dataplane::control::Control;
 use dataplane::control::fake::FakeSwitch;
 use dataplane::control::peer::PeerPolicy;
 use dataplane::control::server::ApiServer;
 use dataplane::control::socket::ApiSocket;
+use dataplane::control::Control;
 use serde_json::{Value, json};
 use shim::cgroup::{CgroupPath, Origin};
 use shim::events::Events;
@@ -71,11 +69,7 @@ struct Recorder(watch::Sender<Vec<Event>>);
 
 #[async_trait::async_trait]
 impl EventsService for Recorder {
-    async fn forward(
-        &self,
-        _: &TtrpcContext,
-        request: ForwardRequest,
-    ) -> ttrpc::Result<api::Empty> {
+    async fn forward(&self, _: &TtrpcContext, request: ForwardRequest) -> ttrpc::Result<api::Empty> {
         let envelope = request.envelope.unwrap_or_default();
         assert_eq!(envelope.namespace, "test");
         assert!(envelope.timestamp.is_some());
@@ -119,7 +113,7 @@ pub struct Rig {
     pub api: Option<ApiServer>,
     pub shim: Shim,
     events: Recorder,
-    _event_server: Server,
+    event_server: Server,
     cgroup: String,
     _one: MutexGuard<'static, ()>,
 }
@@ -150,7 +144,8 @@ impl Shim {
             .register_service(sandbox_api::service(&pod, &exit));
         server.start().await.unwrap();
         let client = Client::connect(&socket).await.unwrap();
-        let (task, sandbox) = (TaskClient::new(client.clone()), SandboxClient::new(client.clone()));
+        let (task, sandbox) =
+            (TaskClient::new(client.clone()), SandboxClient::new(client.clone()));
         Self { pod, task, sandbox, client, exit, _server: server }
     }
 }
@@ -190,10 +185,7 @@ impl Rig {
         write_configuration(path, &setup);
 
         let events = Recorder::default();
-        let address = format!("unix://{}/events.sock", path.display());
-        let service = create_events(Arc::new(events.clone()));
-        let mut event_server = Server::new().bind(&address).unwrap().register_service(service);
-        event_server.start().await.unwrap();
+        let event_server = serve_events(path, &events).await;
 
         let (guest, vmm) = (Guest::default(), FakeVmm::new());
         let specs = Arc::default();
@@ -208,18 +200,8 @@ impl Rig {
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let cgroup = format!("slipway-test-{}-{number}", std::process::id());
         Self {
-            folder,
-            host,
-            guest,
-            vmm,
-            specs,
-            switch,
-            api: Some(api),
-            shim,
-            events,
-            _event_server: event_server,
-            cgroup,
-            _one: one,
+            folder, host, guest, vmm, specs, switch, api: Some(api), shim, events, event_server,
+            cgroup, _one: one,
         }
     }
 
@@ -427,6 +409,22 @@ impl Rig {
         client.detach(owner, "eth0").await.unwrap();
     }
 
+    /// containerd goes away; the shim's connection breaks.
+    pub async fn containerd_goes(&mut self) {
+        self.event_server.shutdown().await.unwrap();
+        fs::remove_file(self.path().join("events.sock")).unwrap();
+    }
+
+    /// containerd comes back.
+    pub async fn containerd_comes(&mut self) {
+        self.event_server = serve_events(self.folder.path(), &self.events).await;
+    }
+
+    /// The pid of the stand-in that serves the pod's files.
+    pub fn virtiofsd(&self) -> u32 {
+        *self.helpers().last().expect("one was started")
+    }
+
     /// What was told so far is of no interest any more.
     pub fn forget_events(&self) {
         self.events.0.send_modify(Vec::clear);
@@ -462,8 +460,7 @@ impl Rig {
         let root = Path::new("/sys/fs/cgroup");
         let hierarchies = names(root).into_iter().map(|name| root.join(name));
         let of = |hierarchy: PathBuf| {
-            [self.cgroup.as_str(), "slipway/pod1", "kata_overhead/pod1"]
-                .map(|path| hierarchy.join(path))
+            [self.cgroup.as_str(), "slipway/pod1", "kata_overhead/pod1"].map(|path| hierarchy.join(path))
         };
         let paths = hierarchies.chain([root.to_owned()]).flat_map(of);
         paths.filter(|path| path.is_dir()).collect()
@@ -487,6 +484,14 @@ impl Rig {
     }
 }
 
+async fn serve_events(folder: &Path, events: &Recorder) -> Server {
+    let address = format!("unix://{}/events.sock", folder.display());
+    let service = create_events(Arc::new(events.clone()));
+    let mut server = Server::new().bind(&address).unwrap().register_service(service);
+    server.start().await.unwrap();
+    server
+}
+
 /// The annotations of a container in pod `sandbox`.
 pub fn inside(sandbox: &str) -> Value {
     json!({
@@ -501,7 +506,8 @@ fn names(folder: &Path) -> Vec<String> {
 }
 
 fn switch(folder: &Path, range: &str) -> (Arc<FakeSwitch>, ApiServer) {
-    let network = NetworkConfig { ranges: vec![range.parse().unwrap()], ..NetworkConfig::preset() };
+    let network =
+        NetworkConfig { ranges: vec![range.parse().unwrap()], ..NetworkConfig::preset() };
     let defaults =
         PortDefaults { socket_dir: folder.join("ports"), mac_quota: 64, max_queue_pairs: 16 };
     let switch = Arc::new(FakeSwitch::with_networks(defaults, vec![network]));
