@@ -17,15 +17,17 @@ use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::{Message, MessageField};
 use containerd_shim_protos::sandbox_async::SandboxClient;
 use containerd_shim_protos::shim::events::ForwardRequest;
-use containerd_shim_protos::shim_async::{Client, Events as EventsService, TaskClient, create_events};
+use containerd_shim_protos::shim_async::{
+    Client, Events as EventsService, TaskClient, create_events,
+};
 use containerd_shim_protos::ttrpc::r#async::{Server, TtrpcContext};
 use containerd_shim_protos::ttrpc::{self, Code, context};
 use dataplane::config::NetworkConfig;
+use dataplane::control::Control;
 use dataplane::control::fake::FakeSwitch;
 use dataplane::control::peer::PeerPolicy;
 use dataplane::control::server::ApiServer;
 use dataplane::control::socket::ApiSocket;
-use dataplane::control::Control;
 use serde_json::{Value, json};
 use shim::cgroup::{CgroupPath, Origin};
 use shim::events::Events;
@@ -69,7 +71,11 @@ struct Recorder(watch::Sender<Vec<Event>>);
 
 #[async_trait::async_trait]
 impl EventsService for Recorder {
-    async fn forward(&self, _: &TtrpcContext, request: ForwardRequest) -> ttrpc::Result<api::Empty> {
+    async fn forward(
+        &self,
+        _: &TtrpcContext,
+        request: ForwardRequest,
+    ) -> ttrpc::Result<api::Empty> {
         let envelope = request.envelope.unwrap_or_default();
         assert_eq!(envelope.namespace, "test");
         assert!(envelope.timestamp.is_some());
@@ -144,8 +150,7 @@ impl Shim {
             .register_service(sandbox_api::service(&pod, &exit));
         server.start().await.unwrap();
         let client = Client::connect(&socket).await.unwrap();
-        let (task, sandbox) =
-            (TaskClient::new(client.clone()), SandboxClient::new(client.clone()));
+        let (task, sandbox) = (TaskClient::new(client.clone()), SandboxClient::new(client.clone()));
         Self { pod, task, sandbox, client, exit, _server: server }
     }
 }
@@ -200,8 +205,18 @@ impl Rig {
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let cgroup = format!("slipway-test-{}-{number}", std::process::id());
         Self {
-            folder, host, guest, vmm, specs, switch, api: Some(api), shim, events, event_server,
-            cgroup, _one: one,
+            folder,
+            host,
+            guest,
+            vmm,
+            specs,
+            switch,
+            api: Some(api),
+            shim,
+            events,
+            event_server,
+            cgroup,
+            _one: one,
         }
     }
 
@@ -460,7 +475,8 @@ impl Rig {
         let root = Path::new("/sys/fs/cgroup");
         let hierarchies = names(root).into_iter().map(|name| root.join(name));
         let of = |hierarchy: PathBuf| {
-            [self.cgroup.as_str(), "slipway/pod1", "kata_overhead/pod1"].map(|path| hierarchy.join(path))
+            [self.cgroup.as_str(), "slipway/pod1", "kata_overhead/pod1"]
+                .map(|path| hierarchy.join(path))
         };
         let paths = hierarchies.chain([root.to_owned()]).flat_map(of);
         paths.filter(|path| path.is_dir()).collect()
@@ -506,8 +522,7 @@ fn names(folder: &Path) -> Vec<String> {
 }
 
 fn switch(folder: &Path, range: &str) -> (Arc<FakeSwitch>, ApiServer) {
-    let network =
-        NetworkConfig { ranges: vec![range.parse().unwrap()], ..NetworkConfig::preset() };
+    let network = NetworkConfig { ranges: vec![range.parse().unwrap()], ..NetworkConfig::preset() };
     let defaults =
         PortDefaults { socket_dir: folder.join("ports"), mac_quota: 64, max_queue_pairs: 16 };
     let switch = Arc::new(FakeSwitch::with_networks(defaults, vec![network]));
