@@ -76,9 +76,8 @@ impl Events {
 }
 
 /// The time, as protobuf has it.
-#[expect(clippy::disallowed_methods, reason = "containerd wants to know when things happened")]
 pub fn now() -> Timestamp {
-    std::time::SystemTime::now().into()
+    crate::clock::timestamp()
 }
 
 struct Sender {

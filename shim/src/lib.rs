@@ -11,7 +11,7 @@
 //! | [`task`], [`sandbox_api`], [`events`], [`error`], [`stats`] | containerd's words |
 //! | [`pod`], [`container`], [`process`], [`stdio`], [`health`] | state, and what may follow on what |
 //! | [`sandbox`], [`host`], [`stages`], [`persist`] | bringing a VM up, and everything down again |
-//! | [`bundle`], [`kind`], [`order`], [`guest`], [`oci`], [`vm`] | translation, without effects |
+//! | [`bundle`], [`clock`], [`kind`], [`order`], [`guest`], [`oci`], [`vm`] | translation, without effects |
 //! | [`share`], [`mounts`], [`cgroup`], [`network`] | what a pod uses of the host |
 //!
 //! # What it never does
@@ -22,6 +22,7 @@ pub mod args;
 pub mod bootstrap;
 pub mod bundle;
 pub mod cgroup;
+pub mod clock;
 pub mod container;
 pub mod delete;
 pub mod error;

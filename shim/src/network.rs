@@ -90,8 +90,8 @@ pub async fn attachments(switch: &Client, sandbox: &str, netns: &Path) -> Result
     if list.attachments.is_empty() {
         bail!(
             "slipwayd has no port for sandbox {sandbox}: the CNI configuration that set up {} does \
-             not use slipway-cni. Put configs/10-slipway.conflist first in the CNI configuration \
-             directory, or choose another runtime class for this pod",
+             not use slipway-cni. Set cni_conf_dir = \"/etc/slipway/cni\" for this runtime in \
+             containerd's configuration, or choose another runtime class for this pod",
             netns.display()
         );
     }

@@ -30,6 +30,7 @@ use vmm_glue::vsock::VsockDevice;
 use vmm_glue::{AgentChannel, ShareSpec, Vm, VmSpec};
 
 use crate::cgroup::{CgroupPath, Origin};
+use crate::clock;
 use crate::guest::SHM;
 use crate::host::Host;
 use crate::network::{self, PodNetwork, Wish};
@@ -151,25 +152,25 @@ impl Sandbox {
             self.dir.write(&record)?;
         }
 
-        let began = stages::now();
+        let began = clock::instant();
         let network = self.attach(order).await?;
-        self.stages.add("AddCNI", began);
+        self.stages.add("AddCNI", began.elapsed());
 
-        let began = stages::now();
+        let began = clock::instant();
         self.join_cgroup(order.cgroup.as_deref()).await?;
-        self.stages.add("Cgroup", began);
+        self.stages.add("Cgroup", began.elapsed());
 
-        let began = stages::now();
+        let began = clock::instant();
         let spec = self.attach_files(host, config, &network).await?;
-        self.stages.add("AttachIf", began);
+        self.stages.add("AttachIf", began.elapsed());
 
-        let began = stages::now();
+        let began = clock::instant();
         let agent = self.boot(host, config, &spec).await?;
-        self.stages.add("StartVM", began);
+        self.stages.add("StartVM", began.elapsed());
 
-        let began = stages::now();
+        let began = clock::instant();
         prepare_guest(&agent, order, &network, self.has_share()).await?;
-        self.stages.add("Guest", began);
+        self.stages.add("Guest", began.elapsed());
         self.agent = Some(agent);
 
         let text = serde_json::to_vec(&self.stages).context("Failed to encode the stages")?;

@@ -11,11 +11,11 @@
 //! `NetNS` is the engine's, before a shim is called.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::events;
+use crate::clock;
 
 /// The file with the stages of a running pod, in its folder.
 pub const FILE: &str = "stages.json";
@@ -32,21 +32,12 @@ pub struct Stages {
 impl Stages {
     /// From now on.
     pub fn begin() -> Self {
-        let now = events::now();
-        let began_ms = now.seconds * 1000 + i64::from(now.nanos) / 1_000_000;
-        Self { began_ms: began_ms.unsigned_abs(), stages_ms: BTreeMap::new() }
+        Self { began_ms: clock::unix_ms(), stages_ms: BTreeMap::new() }
     }
 
-    /// Adds the time of one stage, which began at `began`.
-    pub fn add(&mut self, stage: &'static str, began: Instant) {
-        let took = began.elapsed();
+    /// Adds the time of one stage.
+    pub fn add(&mut self, stage: &'static str, took: Duration) {
         *self.stages_ms.entry(stage).or_default() += took.as_secs_f64() * 1e3;
         tracing::info!(stage, took_ms = took.as_secs_f64() * 1e3, "pod.start");
     }
-}
-
-/// When a stage begins.
-#[expect(clippy::disallowed_methods, reason = "tells how long each stage took")]
-pub fn now() -> Instant {
-    Instant::now()
 }

@@ -9,6 +9,8 @@ use xtask::rig::{Node, RUNC, Runtime, SLIPWAY};
 
 #[path = "pods/basics.rs"]
 mod basics;
+#[path = "pods/deaths.rs"]
+mod deaths;
 #[path = "pods/files.rs"]
 mod files;
 #[path = "pods/network.rs"]
@@ -86,5 +88,25 @@ suite! {
             pods_outlive_a_killed_containerd_and_are_known_to_the_next,
             a_paused_container_stands_still_until_it_is_resumed,
         ;
+    }
+}
+
+/// Cases that only a pod with a VM has.
+mod slipway_alone {
+    use crate::{SLIPWAY, deaths, run};
+
+    #[tokio::test]
+    async fn a_pod_whose_vmm_is_killed_ends_and_leaves_nothing() {
+        run(SLIPWAY, deaths::a_pod_whose_vmm_is_killed_ends_and_leaves_nothing).await;
+    }
+
+    #[tokio::test]
+    async fn a_pod_whose_file_server_is_killed_ends_and_leaves_nothing() {
+        run(SLIPWAY, deaths::a_pod_whose_file_server_is_killed_ends_and_leaves_nothing).await;
+    }
+
+    #[tokio::test]
+    async fn a_pod_whose_shim_is_killed_is_cleaned_up_by_the_next_one() {
+        run(SLIPWAY, deaths::a_pod_whose_shim_is_killed_is_cleaned_up_by_the_next_one).await;
     }
 }
