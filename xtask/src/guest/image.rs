@@ -188,7 +188,9 @@ mod tests {
         let lazy = BTreeMap::from([("virtiofs", names(&["virtio", "fuse", "virtiofs"]))]);
         let archive = initrd(Vec::new(), &names(&["virtio"]), &lazy, slim.collect());
         let text = String::from_utf8(archive).unwrap();
-        assert!(text.contains("virtiofs.list\0fuse.ko\nvirtiofs.ko\n"), "{text}");
+        // Names are filled up to a multiple of four.
+        let (_, list) = text.split_once("modules/lazy/virtiofs.list\0").unwrap();
+        assert!(list.trim_start_matches('\0').starts_with("fuse.ko\nvirtiofs.ko\n"), "{text}");
         assert!(text.contains("modules/lazy/fuse.ko\0"), "{text}");
         assert!(!text.contains("modules/lazy/virtio.ko\0"), "{text}");
     }

@@ -219,7 +219,13 @@ mod tests {
             let pids = host.pids().unwrap();
             pids.into_iter().any(|pid| host.command_line(pid).contains(&mark))
         };
-        assert!(is_there());
+        // While it becomes `tail` it has no command line.
+        let seen = async {
+            while !is_there() {
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
+        };
+        timeout(LIMIT, seen).await.expect("it runs");
         drop(host);
         let left = Leftovers::of(folder.path(), &NetworkSnapshot::take());
         assert_eq!(left.processes, Vec::<String>::new());
