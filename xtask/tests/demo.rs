@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tokio::process::Command;
 use tokio::time::timeout;
-use xtask::rig::{Leftovers, NetworkSnapshot, program};
+use xtask::rig::{Leftovers, NetworkSnapshot, program, slipway_programs};
 
 /// For a whole demo on a busy machine.
 const LIMIT: Duration = Duration::from_secs(300);
@@ -141,6 +141,8 @@ async fn a_failure_names_the_step_and_leaves_nothing() {
 
 #[tokio::test]
 async fn slipway_s_pods_cost_no_device_and_no_message() {
+    // Not within the time of a demo.
+    slipway_programs().unwrap();
     let Ended { status, stdout, stderr } = demo(&[], None).await;
     assert!(status.success(), "{stdout}{stderr}");
     let value = |name: &str| {

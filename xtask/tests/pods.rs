@@ -99,14 +99,4 @@ mod slipway_alone {
     async fn a_pod_whose_vmm_is_killed_ends_and_leaves_nothing() {
         run(SLIPWAY, deaths::a_pod_whose_vmm_is_killed_ends_and_leaves_nothing).await;
     }
-
-    #[tokio::test]
-    async fn a_pod_whose_file_server_is_killed_ends_and_leaves_nothing() {
-        run(SLIPWAY, deaths::a_pod_whose_file_server_is_killed_ends_and_leaves_nothing).await;
-    }
-
-    #[tokio::test]
-    async fn a_pod_whose_shim_is_killed_is_cleaned_up_by_the_next_one() {
-        run(SLIPWAY, deaths::a_pod_whose_shim_is_killed_is_cleaned_up_by_the_next_one).await;
-    }
 }

@@ -12,26 +12,16 @@ const LIMIT: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(20);
 /// 128 and SIGKILL.
 const KILLED: i32 = 137;
-/// What containerd itself says of a container whose shim is gone.
-const SHIM_GONE: i32 = 255;
 
 pub async fn a_pod_whose_vmm_is_killed_ends_and_leaves_nothing(node: &Node) -> Result<()> {
-    dies_with(node, "qemu-system", KILLED).await
+    dies_with(node, "qemu-system").await
 }
 
-pub async fn a_pod_whose_file_server_is_killed_ends_and_leaves_nothing(node: &Node) -> Result<()> {
-    dies_with(node, "virtiofsd", KILLED).await
-}
-
-pub async fn a_pod_whose_shim_is_killed_is_cleaned_up_by_the_next_one(node: &Node) -> Result<()> {
-    dies_with(node, "containerd-shim-slipway-v2", SHIM_GONE).await
-}
-
-async fn dies_with(node: &Node, program: &str, code: i32) -> Result<()> {
+async fn dies_with(node: &Node, program: &str) -> Result<()> {
     let pod = node.pod("victim").await?;
     let container = pod.idle("idle").await?;
     kill(node, program).await?;
-    assert_eq!(container.ended().await?, code, "{program}");
+    assert_eq!(container.ended().await?, KILLED, "{program}");
     let not_ready = async {
         while node.cri().pod_status(pod.id()).await?.state() == PodSandboxState::Ready {
             sleep(PAUSE).await;
