@@ -222,7 +222,7 @@ mod tests {
         // While it becomes `tail` it has no command line.
         let seen = async {
             while !is_there() {
-                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+                tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
         timeout(LIMIT, seen).await.expect("it runs");
