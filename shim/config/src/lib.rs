@@ -6,7 +6,7 @@
 //! DAN_CONF/SANDBOX.json --dan::load--> NICs that another plugin made
 //! ```
 //! Both dialects are read, that of Kata's Rust runtime and that of its Go runtime, in one file even.
-//! What is known of them is one table ([`table`]): it drives the parser and is printed as
+//! What is known of them is one table ([`table()`]): it drives the parser and is printed as
 //! `docs/kata-compat.md`, so the document cannot say other than what happens.
 //!
 //! # Bounds

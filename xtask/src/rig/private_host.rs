@@ -208,7 +208,8 @@ mod tests {
         let host = host().await;
         let folder = tempfile::tempdir().unwrap();
         let mark = folder.path().display().to_string();
-        let script = format!("setsid sh -c 'echo; exec tail -f /dev/null {mark}/x' & read line");
+        let script =
+            format!("setsid sh -c 'echo; exec tail -f /dev/null {mark}/x >/dev/null' & read line");
         let mut shell = host.command("sh");
         shell.args(["-ec", &script]).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut shell = shell.spawn().unwrap();
