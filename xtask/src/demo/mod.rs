@@ -102,7 +102,7 @@ fn prepare_pods(runtime: Runtime, progress: &Progress) -> Result<(Tracer, Option
     progress.blocking_step("Debian packages", || deps::ensure(&purposes))?;
     let mut image = None;
     if runtime.has_vm {
-        progress.blocking_step("slipway, in release", slipway_programs)?;
+        progress.blocking_step("slipway's programs", slipway_programs)?;
         let paths = progress.blocking_step("Guest image", || guest::ensure(false))?;
         image = Some(Image { kernel: paths.vmlinux, initrd: paths.initrd });
     }
