@@ -1,7 +1,8 @@
 //! One slipwayd process with a run directory of its own.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -53,7 +54,10 @@ pub fn program() -> Result<PathBuf> {
 /// A running switch. Dropping it kills the process.
 #[derive(Debug)]
 pub struct Slipwayd {
-    child: Child,
+    program: PathBuf,
+    args: Vec<OsString>,
+    wrapper: Vec<String>,
+    child: Mutex<Arc<Child>>,
     client: Client,
 }
 
@@ -73,27 +77,33 @@ impl Slipwayd {
         core: usize,
         wrapper: &[String],
     ) -> Result<Self> {
-        let child = Child::spawn(Launch {
-            name: "slipwayd".to_owned(),
-            program: program.to_owned(),
-            args: vec![
-                "--config".into(),
-                config.into(),
-                "--cores".into(),
-                core.to_string().into(),
-                "--run-dir".into(),
-                run_dir.into(),
-            ],
-            wrapper: wrapper.to_vec(),
-            ..Launch::default()
-        })
-        .await?;
-        match timeout(LIMIT, child.stderr().wait_for(READY)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(ConsoleClosed { .. })) => bail!("{}", child.wait().await),
-            Err(_) => bail!("It was not ready within {LIMIT:?}; its log:\n{}", child.stderr_tail()),
-        }
-        Ok(Self { child, client: Client::new(run_dir.join("slipwayd.sock")).with_timeout(LIMIT) })
+        let (program, wrapper) = (program.to_owned(), wrapper.to_vec());
+        let mut args: Vec<OsString> = ["--config".into(), config.into()].into();
+        args.extend(["--cores".into(), core.to_string().into()]);
+        args.extend(["--run-dir".into(), run_dir.into()]);
+        let child = Mutex::new(launch(&program, &args, &wrapper).await?);
+        let client = Client::new(run_dir.join("slipwayd.sock")).with_timeout(LIMIT);
+        Ok(Self { program, args, wrapper, child, client })
+    }
+
+    /// Starts it again after it was ended from outside.
+    ///
+    /// # Errors
+    /// See [`Slipwayd::start`]; it does not end.
+    pub async fn relaunch(&self) -> Result<()> {
+        let ended = timeout(LIMIT, self.ended()).await;
+        ended.with_context(|| format!("slipwayd did not end within {LIMIT:?}"))?;
+        *self.lock() = launch(&self.program, &self.args, &self.wrapper).await?;
+        Ok(())
+    }
+
+    /// No code panics while it holds the lock.
+    fn lock(&self) -> MutexGuard<'_, Arc<Child>> {
+        self.child.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn child(&self) -> Arc<Child> {
+        Arc::clone(&self.lock())
     }
 
     /// The API.
@@ -103,17 +113,17 @@ impl Slipwayd {
 
     /// The process.
     pub fn pid(&self) -> u32 {
-        self.child.pid()
+        self.child().pid()
     }
 
     /// Returns once it has ended, with the reason. Cancel safe.
     pub async fn ended(&self) -> ExitReport {
-        self.child.wait().await
+        self.child().wait().await
     }
 
     /// The last lines of its log.
     pub fn log_tail(&self) -> String {
-        self.child.stderr_tail()
+        self.child().stderr_tail()
     }
 
     /// Adds the port that the NIC of the guest of `plan` will be served by.
@@ -137,8 +147,8 @@ impl Slipwayd {
     /// # Errors
     /// It did not end in time and was killed, or says that it failed.
     pub async fn stop(self) -> Result<()> {
-        self.child.terminate();
-        match timeout(LIMIT, self.child.wait()).await {
+        self.child().terminate();
+        match timeout(LIMIT, self.child().wait()).await {
             Ok(report) if report.cause == ExitCause::Code(0) => Ok(()),
             Ok(report) => bail!("{report}"),
             Err(_) => bail!("It did not end within {LIMIT:?}; its log:\n{}", self.log_tail()),
@@ -150,7 +160,24 @@ impl Slipwayd {
     /// # Errors
     /// It is stuck in the kernel.
     pub async fn kill(self) -> Result<()> {
-        self.child.end().await?;
+        self.child().end().await?;
         Ok(())
+    }
+}
+
+/// Returns once it serves its API.
+async fn launch(program: &Path, args: &[OsString], wrapper: &[String]) -> Result<Arc<Child>> {
+    let child = Child::spawn(Launch {
+        name: "slipwayd".to_owned(),
+        program: program.to_owned(),
+        args: args.to_vec(),
+        wrapper: wrapper.to_vec(),
+        ..Launch::default()
+    })
+    .await?;
+    match timeout(LIMIT, child.stderr().wait_for(READY)).await {
+        Ok(Ok(())) => Ok(Arc::new(child)),
+        Ok(Err(ConsoleClosed { .. })) => bail!("{}", child.wait().await),
+        Err(_) => bail!("It was not ready within {LIMIT:?}; its log:\n{}", child.stderr_tail()),
     }
 }
