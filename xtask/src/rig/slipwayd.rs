@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use nix::sched::{CpuSet, sched_getaffinity};
+use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use slipway_api::client::Client;
 use slipway_api::{Mac, PortMode, PortSpec};
@@ -15,6 +16,7 @@ use vmm_glue::process::{Child, Launch};
 use vmm_glue::{ConsoleClosed, ExitCause, ExitReport};
 
 use super::GuestPlan;
+use super::private_host::only_child;
 use crate::workspace;
 
 /// What slipwayd logs once its API and its threads are there.
@@ -77,12 +79,31 @@ impl Slipwayd {
         core: usize,
         wrapper: &[String],
     ) -> Result<Self> {
-        let (program, wrapper) = (program.to_owned(), wrapper.to_vec());
-        let mut args: Vec<OsString> = ["--config".into(), config.into()].into();
-        args.extend(["--cores".into(), core.to_string().into()]);
-        args.extend(["--run-dir".into(), run_dir.into()]);
-        let child = Mutex::new(launch(&program, &args, &wrapper).await?);
-        let client = Client::new(run_dir.join("slipwayd.sock")).with_timeout(LIMIT);
+        let arguments = [
+            "--config".into(),
+            config.into(),
+            "--cores".into(),
+            core.to_string().into(),
+            "--run-dir".into(),
+            run_dir.into(),
+        ];
+        Self::launch(program, &arguments, &run_dir.join("slipwayd.sock"), wrapper).await
+    }
+
+    /// Starts `program` with these arguments under `wrapper`. Returns once it serves its API, on
+    /// `socket`.
+    ///
+    /// # Errors
+    /// See [`Slipwayd::start`].
+    pub async fn launch(
+        program: &Path,
+        arguments: &[OsString],
+        socket: &Path,
+        wrapper: &[String],
+    ) -> Result<Self> {
+        let (program, args, wrapper) = (program.to_owned(), arguments.to_vec(), wrapper.to_vec());
+        let child = Mutex::new(spawn(&program, &args, &wrapper).await?);
+        let client = Client::new(socket).with_timeout(LIMIT);
         Ok(Self { program, args, wrapper, child, client })
     }
 
@@ -93,7 +114,7 @@ impl Slipwayd {
     pub async fn relaunch(&self) -> Result<()> {
         let ended = timeout(LIMIT, self.ended()).await;
         ended.with_context(|| format!("slipwayd did not end within {LIMIT:?}"))?;
-        *self.lock() = launch(&self.program, &self.args, &self.wrapper).await?;
+        *self.lock() = spawn(&self.program, &self.args, &self.wrapper).await?;
         Ok(())
     }
 
@@ -148,7 +169,21 @@ impl Slipwayd {
     /// It did not end in time and was killed, or says that it failed.
     pub async fn stop(self) -> Result<()> {
         self.child().terminate();
-        match timeout(LIMIT, self.child().wait()).await {
+        self.ends().await
+    }
+
+    /// The same on a private host: our child is nsenter there, which passes no signals on.
+    ///
+    /// # Errors
+    /// See [`Slipwayd::stop`].
+    pub async fn stop_on_host(self) -> Result<()> {
+        let pid = Pid::from_raw(only_child(self.pid())?.cast_signed());
+        kill(pid, Signal::SIGTERM).context("Failed to signal slipwayd")?;
+        self.ends().await
+    }
+
+    async fn ends(&self) -> Result<()> {
+        match timeout(LIMIT, self.ended()).await {
             Ok(report) if report.cause == ExitCause::Code(0) => Ok(()),
             Ok(report) => bail!("{report}"),
             Err(_) => bail!("It did not end within {LIMIT:?}; its log:\n{}", self.log_tail()),
@@ -166,7 +201,7 @@ impl Slipwayd {
 }
 
 /// Returns once it serves its API.
-async fn launch(program: &Path, args: &[OsString], wrapper: &[String]) -> Result<Arc<Child>> {
+async fn spawn(program: &Path, args: &[OsString], wrapper: &[String]) -> Result<Arc<Child>> {
     let child = Child::spawn(Launch {
         name: "slipwayd".to_owned(),
         program: program.to_owned(),
