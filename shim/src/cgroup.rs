@@ -58,10 +58,10 @@ impl CgroupPath {
         })
     }
 
-    /// Removes the cgroup. May be called again.
+    /// Kills every process in the cgroup and removes it. May be called again.
     ///
     /// # Errors
-    /// Processes still in it.
+    /// A process has not ended yet.
     pub fn remove(&self) -> Result<()> {
         self.manager()?
             .remove()

@@ -23,6 +23,7 @@ use crate::bundle;
 use crate::error::{Kind, TaskError, TaskResult};
 use crate::events::Events;
 use crate::guest::{self, Translate};
+use crate::health;
 use crate::kind::Kind as Part;
 use crate::mounts::MountSpec;
 use crate::oci;
@@ -33,6 +34,9 @@ use crate::stdio::{Paths, Target};
 
 /// How long the agent may take to send a signal.
 const SIGNAL_LIMIT: Duration = Duration::from_secs(10);
+/// How long a killed container may take to end before its guest is taken for hung: less than the two
+/// minutes that a kubelet gives a call.
+const STUCK_LIMIT: Duration = Duration::from_secs(30);
 /// How long a killed process may take to be gone.
 const KILL_LIMIT: Duration = Duration::from_secs(5);
 
@@ -285,7 +289,13 @@ impl Container {
     ///
     /// # Errors
     /// Not started, or ended, unless the signal is one that asks for the end: then all is well.
-    pub async fn kill(&self, pod: &Pod, exec_id: &str, signal: u32, all: bool) -> TaskResult<()> {
+    pub async fn kill(
+        &self,
+        pod: &Arc<Pod>,
+        exec_id: &str,
+        signal: u32,
+        all: bool,
+    ) -> TaskResult<()> {
         let process = self.process(exec_id)?;
         match process.state() {
             State::Stopped(_) if exec_id.is_empty() => return Ok(()),
@@ -316,12 +326,23 @@ impl Container {
         request.signal = signal;
         let agent = pod.agent().await?.with_time_limit(SIGNAL_LIMIT);
         match agent.signal_process(&request).await {
-            Ok(_) => Ok(()),
+            Ok(_) => {
+                if is_sigkill && is_all && !self.is_paused() {
+                    self.expect_end(pod);
+                }
+                Ok(())
+            }
             // It ended meanwhile.
             Err(_) if process.exit().is_some() => Ok(()),
             Err(error) if error.is_gone() => Ok(()),
-            Err(error) if error.is_timeout() && is_sigkill && is_all && self.part.is_first() => {
-                // The guest hangs. The first container is the pod, and the pod is to end.
+            Err(error)
+                if error.is_timeout()
+                    && is_sigkill
+                    && is_all
+                    && (self.part.is_first() || !health::answers(&agent).await) =>
+            {
+                // The first container is the pod, and the pod is to end; or the guest hangs, and no
+                // container of the pod could ever be stopped.
                 tracing::error!(%error, "the VM is killed in place of its processes");
                 pod.kill_vm().await
             }
@@ -329,6 +350,25 @@ impl Container {
                 .context(format!("Failed to send signal {signal} to container {}", self.id))
                 .into()),
         }
+    }
+
+    /// A process that was killed ends, unless it waits in the kernel: on a file whose server hangs, for
+    /// one. Nobody could ever stop the pod then, so its VM is killed.
+    fn expect_end(&self, pod: &Arc<Pod>) {
+        let (pod, init, id) = (Arc::clone(pod), Arc::clone(&self.init), self.id.clone());
+        tokio::spawn(async move {
+            let has_ended = tokio::time::timeout(STUCK_LIMIT, init.wait()).await.is_ok();
+            if !has_ended && pod.is_up().await {
+                tracing::error!(
+                    container = id,
+                    "it was killed, but does not end: its guest hangs, or the files of its guest; \
+                     the VM is killed"
+                );
+                if let Err(error) = pod.kill_vm().await {
+                    tracing::error!(%error, "the VM cannot be killed");
+                }
+            }
+        });
     }
 
     /// Ends all processes that have not ended, as told.

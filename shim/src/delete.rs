@@ -3,6 +3,7 @@
 //! Whatever the sandbox left is undone, by its record and by its places. For a container of a pod
 //! only its mounts are: the pod is cleaned with its sandbox. The answer is that of a killed process.
 
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
@@ -35,7 +36,7 @@ pub fn delete(args: &Args) -> Result<Vec<u8>> {
         .enable_all()
         .build()
         .context("Failed to start")?;
-    let host = Host::default();
+    let host = Host::of(args);
     runtime.block_on(clean(&host, &args.id, &folder))?;
     let mut answer = DeleteResponse::new();
     answer.exit_status = LOST_STATUS;
@@ -63,14 +64,34 @@ pub async fn clean(host: &Host, id: &str, folder: &Path) -> Result<()> {
         Err(error) => (None, Err(error)),
     };
     let record = record.unwrap_or_else(|| Record { id: id.to_owned(), ..Record::default() });
-    if record.shim.as_ref().is_some_and(|shim| shim.is_alive() && shim.pid != std::process::id()) {
+    drop(mounts::unmount(&folder.join("rootfs")));
+    remove_socket(folder);
+    if record.engine.is_some() && record.engine != host.engine && is_served(&record) {
+        // It lives in another namespace of containerd, and ours was refused because of it.
+        return Ok(());
+    }
+    if is_served(&record) {
         // It was killed or hangs: containerd has given it up, and its VM must not go on.
         if let Some(shim) = &record.shim {
             sandbox::kill(shim).await?;
         }
     }
     let switch = record.switch.clone().map(Client::new);
-    let outcome = sandbox::undo(&record, &dir, &share, switch.as_ref()).await;
-    drop(mounts::unmount(&folder.join("rootfs")));
-    outcome.and(damage)
+    sandbox::undo(&record, &dir, &share, switch.as_ref()).await.and(damage)
+}
+
+/// Whether the shim of the record runs, and is not us.
+fn is_served(record: &Record) -> bool {
+    record.shim.as_ref().is_some_and(|shim| shim.is_alive() && shim.pid != std::process::id())
+}
+
+/// Removes the socket that a killed shim left; the bundle says where it was.
+fn remove_socket(folder: &Path) {
+    let Ok(address) = std::fs::read_to_string(folder.join("address")) else { return };
+    let Some(path) = address.strip_prefix("unix://") else { return };
+    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
+    if is_socket {
+        // Nothing depends on it: the next shim of this name replaces it.
+        std::fs::remove_file(path).ok();
+    }
 }

@@ -14,6 +14,15 @@ use vmm_glue::agent::Agent;
 /// Between two questions.
 pub const EVERY: Duration = Duration::from_secs(30);
 
+/// How long an agent may take to say that it is there, when it has not answered before.
+const LAST_WORD: Duration = Duration::from_secs(5);
+
+/// Whether the agent, silent so far, answers at all.
+pub async fn answers(agent: &Agent) -> bool {
+    let check = CheckRequest::new();
+    matches!(tokio::time::timeout(LAST_WORD, agent.check(&check)).await, Ok(Ok(_)))
+}
+
 /// What is worth telling.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum News {

@@ -10,6 +10,7 @@ use vmm_glue::accel::{self, Accel, AccelChoice, Probe};
 use vmm_glue::cloud_hypervisor::{self, CloudHypervisor};
 use vmm_glue::qemu::Qemu;
 
+use crate::args::Args;
 use crate::{persist, share, vm};
 
 /// Where acceleration that was found by trial is remembered.
@@ -22,17 +23,27 @@ pub struct Host {
     pub pods: PathBuf,
     /// Folders shared with guests.
     pub shares: PathBuf,
+    /// Which containerd asks, and in which of its namespaces: names are its own there, while pods of
+    /// all of them share our folders. `None`: not known.
+    pub engine: Option<String>,
     /// A VMM that takes the place of the configured one, in tests.
     pub vmm: Option<Arc<dyn Vmm>>,
 }
 
 impl Default for Host {
     fn default() -> Self {
-        Self { pods: persist::BASE.into(), shares: share::BASE.into(), vmm: None }
+        let (pods, shares) = (persist::BASE.into(), share::BASE.into());
+        Self { pods, shares, engine: None, vmm: None }
     }
 }
 
 impl Host {
+    /// The host as the containerd knows it that called us with `args`.
+    pub fn of(args: &Args) -> Self {
+        let engine = format!("{} {}", args.address, args.namespace);
+        Self { engine: Some(engine), ..Self::default() }
+    }
+
     /// The VMM of `config`.
     ///
     /// # Errors
@@ -44,7 +55,7 @@ impl Host {
         Ok(match config.hypervisor.kind {
             HypervisorKind::Qemu => Arc::new(qemu(config).await?),
             HypervisorKind::CloudHypervisor => {
-                let path = config.hypervisor.path.clone();
+                let path = config.hypervisor.path.clone().map(vm::program).transpose()?;
                 Arc::new(CloudHypervisor::at(
                     path.unwrap_or_else(|| cloud_hypervisor::PROGRAM.into()),
                 ))
@@ -88,7 +99,7 @@ impl Host {
 
 async fn qemu(config: &KataConfig) -> Result<Qemu> {
     Ok(match &config.hypervisor.path {
-        Some(path) => Qemu::at(path.clone()).await?,
+        Some(path) => Qemu::at(vm::program(path.clone())?).await?,
         None => Qemu::discover().await?,
     })
 }

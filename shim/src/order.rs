@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::{CodedInputStream, MessageField};
-use kata_config::{InternetworkingModel, KataConfig, Limits};
+use kata_config::{Host, InternetworkingModel, KataConfig, Limits};
 use oci_spec::runtime::Spec;
 
 use crate::bundle;
@@ -32,7 +32,7 @@ pub fn of(id: &str, spec: &Spec, options: &MessageField<Any>) -> Result<Order> {
         Kind::Single => limits_of(spec),
         _ => Limits::from_annotations(&annotations)?,
     };
-    size(&mut config, limits);
+    size(&mut config, limits)?;
     let is_none = config.runtime.internetworking_model == InternetworkingModel::None;
     let network = network::wish(spec, is_none)?;
     let cgroup = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().clone());
@@ -66,15 +66,26 @@ pub fn configuration(
 /// See [`of`].
 pub fn sized(options: Option<&Any>, annotations: &BTreeMap<String, String>) -> Result<KataConfig> {
     let mut config = configuration(options, annotations)?;
-    size(&mut config, Limits::from_annotations(annotations)?);
+    size(&mut config, Limits::from_annotations(annotations)?)?;
     Ok(config)
 }
 
-/// The VM is as large as the pod may grow (see [`kata_config::pod_size`]).
-fn size(config: &mut KataConfig, limits: Limits) {
+/// The VM is as large as the pod may grow (see [`kata_config::pod_size`]). A VMM would start with more
+/// memory than the host has, and be killed when it uses it.
+fn size(config: &mut KataConfig, limits: Limits) -> Result<()> {
     let size = kata_config::pod_size(config, limits);
     config.hypervisor.default_vcpus = size.vcpus as f32;
     config.hypervisor.default_memory_mib = size.memory_mib;
+    let host = Host::read();
+    if u64::from(size.memory_mib) > host.memory_mib {
+        bail!(
+            "The pod is to have {} MiB of memory, and this host has {} MiB: lower `default_memory` \
+             in configuration.toml, or in the pod's annotations",
+            size.memory_mib,
+            host.memory_mib
+        );
+    }
+    Ok(())
 }
 
 /// What a container without a pod may use.

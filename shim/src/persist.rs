@@ -23,6 +23,9 @@ const FILE: &str = "sandbox.json";
 pub struct Record {
     /// The sandbox.
     pub id: String,
+    /// Whose it is, see [`Host::engine`](crate::host::Host::engine).
+    #[serde(default)]
+    pub engine: Option<String>,
     /// The shim that serves it.
     pub shim: Option<Process>,
     /// The VMM and its helpers.

@@ -10,6 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -48,6 +49,8 @@ pub struct Pod {
     pub(crate) creating: Mutex<()>,
     containers: StdMutex<BTreeMap<String, Arc<Container>>>,
     vmm_pid: watch::Sender<u32>,
+    /// Whoever asked for the pod will say when its shim may go.
+    is_kept: AtomicBool,
     /// Nothing is to be started any more.
     closing: watch::Sender<bool>,
     /// How the sandbox ended, once it is down for good.
@@ -65,6 +68,7 @@ impl Pod {
             creating: Mutex::default(),
             containers: StdMutex::default(),
             vmm_pid: watch::Sender::new(0),
+            is_kept: AtomicBool::new(false),
             closing: watch::Sender::new(false),
             over: watch::Sender::new(None),
         })
@@ -135,6 +139,18 @@ impl Pod {
     /// Whether the VM is up.
     pub async fn is_up(&self) -> bool {
         self.sandbox.read().await.is_some()
+    }
+
+    /// The pod may have neither VM nor containers for as long as its caller likes.
+    pub fn keep(&self) {
+        self.is_kept.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether there is nothing of the pod, and nothing on its way.
+    pub async fn is_idle(&self) -> bool {
+        let is_creating = self.creating.try_lock().is_err();
+        let is_kept = self.is_kept.load(Ordering::Relaxed);
+        !is_creating && !is_kept && self.is_empty() && !self.is_up().await
     }
 
     /// Runs `work` with the sandbox.

@@ -147,6 +147,7 @@ impl Sandbox {
         {
             let mut record = self.record.lock().await;
             record.id.clone_from(&order.id);
+            record.engine.clone_from(&host.engine);
             record.shim = Process::now(std::process::id());
             record.switch = Some(config.slipway.socket.clone());
             self.dir.write(&record)?;
@@ -392,12 +393,28 @@ pub async fn undo(
         }
     }
     if let Some(cgroup) = &record.cgroup {
-        outcome.note(cgroup.remove());
+        outcome.note(remove_cgroup(cgroup).await);
     }
     if outcome.0.is_ok() {
         outcome.note(dir.remove());
     }
     outcome.0
+}
+
+/// Between two tries to remove a cgroup, and how many there are: processes that nobody waits for, such
+/// as those that the kernel killed with their shim, may take a while to go.
+const CGROUP_RETRY: Duration = Duration::from_millis(100);
+const CGROUP_TRIES: u32 = 20;
+
+/// Kills what is left in a cgroup, and removes it.
+async fn remove_cgroup(cgroup: &CgroupPath) -> Result<()> {
+    for _ in 1..CGROUP_TRIES {
+        if cgroup.remove().is_ok() {
+            return Ok(());
+        }
+        tokio::time::sleep(CGROUP_RETRY).await;
+    }
+    cgroup.remove()
 }
 
 /// How long a killed process may take to be gone.

@@ -97,6 +97,8 @@ impl Sandbox for SandboxService {
             return Err(TaskError::new(Kind::AlreadyExists, taken).into());
         }
         life.order = Some(self.order(&request).map_err(TaskError::from)?);
+        // From here to ShutdownSandbox.
+        self.pod.keep();
         Ok(api::CreateSandboxResponse::new())
     }
 

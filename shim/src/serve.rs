@@ -23,6 +23,8 @@ use crate::{sandbox_api, task, telemetry};
 const FLUSH_LIMIT: Duration = Duration::from_secs(2);
 /// How long the answer to the last call may take to be sent.
 const ANSWER_PAUSE: Duration = Duration::from_millis(50);
+/// How long a shim may have nothing to do: between two calls for one pod a busy containerd takes less.
+const IDLE_LIMIT: Duration = Duration::from_secs(10);
 /// Calls wait for the VM and the agent, not for processors.
 const WORKERS: usize = 2;
 
@@ -46,6 +48,17 @@ pub fn serve(args: &Args) -> Result<()> {
     outcome
 }
 
+/// Returns when the pod has been without anything for `limit`. A containerd that was killed forgets
+/// the shim of a pod that it had only begun to make, or had all but removed.
+pub async fn forsaken(pod: &Pod, limit: Duration) {
+    const LOOKS: u32 = 10;
+    let mut idle = 0;
+    while idle < LOOKS {
+        tokio::time::sleep(limit / LOOKS).await;
+        idle = if pod.is_idle().await { idle + 1 } else { 0 };
+    }
+}
+
 async fn run(args: &Args) -> Result<()> {
     let socket = std::io::stdin().as_fd().try_clone_to_owned();
     let socket = UnixListener::from(socket.context("There is no socket as standard input")?);
@@ -59,7 +72,7 @@ async fn run(args: &Args) -> Result<()> {
     let ttrpc = std::env::var(TTRPC_ADDRESS).unwrap_or_default();
     let ttrpc = if ttrpc.is_empty() { format!("{}.ttrpc", args.address) } else { ttrpc };
     let (events, _sender) = Events::start(ttrpc, args.namespace.clone());
-    let pod = Pod::new(args.id.clone(), Host::default(), events.clone());
+    let pod = Pod::new(args.id.clone(), Host::of(args), events.clone());
     let exit = watch::Sender::new(false);
     let mut server = Server::new()
         .add_listener(listener)
@@ -73,6 +86,7 @@ async fn run(args: &Args) -> Result<()> {
     tokio::select! {
         _ = exits.wait_for(|exit| *exit) => {}
         _ = terminate.recv() => tracing::warn!("SIGTERM: the pod is taken down"),
+        () = forsaken(&pod, IDLE_LIMIT) => tracing::warn!("nobody wants anything; the shim ends"),
     }
     tokio::time::sleep(ANSWER_PAUSE).await;
     if let Err(error) = pod.close().await {

@@ -89,6 +89,20 @@ fn present(key: &str, path: PathBuf) -> Result<PathBuf> {
     }
 }
 
+/// The VMM's program that the configuration names; what has no slash is looked up in PATH when it runs.
+///
+/// # Errors
+/// It is not there.
+pub fn program(path: PathBuf) -> Result<PathBuf> {
+    if path.components().count() > 1 && !path.is_file() {
+        bail!(
+            "The hypervisor, {}, is not there: install it, or correct `path` in configuration.toml",
+            path.display()
+        );
+    }
+    Ok(path)
+}
+
 /// The configuration's word for a machine, as the VMM's.
 pub fn machine(kind: MachineType) -> Machine {
     match kind {

@@ -11,6 +11,8 @@ use xtask::rig::{Node, RUNC, Runtime, SLIPWAY};
 mod basics;
 #[path = "pods/deaths.rs"]
 mod deaths;
+#[path = "pods/errors.rs"]
+mod errors;
 #[path = "pods/files.rs"]
 mod files;
 #[path = "pods/network.rs"]
@@ -66,6 +68,7 @@ suite! {
             name_and_name_servers_are_those_of_the_pod,
             environment_and_working_folder_are_as_asked_for,
             the_root_is_writable_and_each_containers_own,
+            the_root_may_be_a_plain_copy,
         ;
         network:
             pods_reach_each_other,
@@ -91,12 +94,20 @@ suite! {
     }
 }
 
-/// Cases that only a pod with a VM has.
-mod slipway_alone {
-    use crate::{SLIPWAY, deaths, run};
-
-    #[tokio::test]
-    async fn a_pod_whose_vmm_is_killed_ends_and_leaves_nothing() {
-        run(SLIPWAY, deaths::a_pod_whose_vmm_is_killed_ends_and_leaves_nothing).await;
+// Cases that only a pod with a VM has.
+suite! {
+    slipway_alone: SLIPWAY;
+    => {
+        deaths:
+            a_pod_with_a_part_that_is_killed_ends_and_leaves_nothing,
+            a_pod_with_a_part_that_hangs_can_be_removed_and_leaves_nothing,
+            a_start_that_loses_a_part_fails_and_leaves_nothing,
+            half_a_pod_of_a_killed_containerd_can_be_removed,
+            pods_outlive_a_killed_switch,
+            a_start_gives_up_a_switch_that_hangs,
+        ;
+        errors:
+            what_is_wrong_is_told_in_one_line_and_nothing_is_left,
+        ;
     }
 }

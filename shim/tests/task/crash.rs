@@ -1,10 +1,15 @@
 //! What `delete` does after the shim was killed.
 
+use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::process::{Child, Command};
+use std::sync::Arc;
+use std::time::Duration;
 
 use shim::delete;
 use shim::mounts::{self, MountSpec};
 use shim::persist::{PodDir, Process, Record};
+use shim::serve;
 use shim::share::{HostBind, Share};
 
 use crate::rig::Rig;
@@ -19,6 +24,7 @@ async fn crashed(rig: &Rig) -> Child {
     dir.create().unwrap();
     let record = Record {
         id: "pod1".to_owned(),
+        engine: rig.host.engine.clone(),
         shim: None,
         processes: Process::now(child.id()).into_iter().collect(),
         cgroup: Some(cgroup),
@@ -58,6 +64,48 @@ async fn everything_is_cleaned_and_it_may_be_done_twice() {
     assert!(!child.wait().unwrap().success(), "it was killed");
     assert_eq!(std::fs::read(rig.path().join("volume/data")).unwrap(), b"precious");
     delete::clean(&rig.host, "pod1", bundle.as_ref()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_socket_of_a_killed_shim_is_removed_and_nothing_else_that_its_bundle_names() {
+    let rig = Rig::start().await;
+    let bundle = rig.bundle("pod1", |_| ());
+    let name_in_bundle = |path: &Path| {
+        let address = Path::new(&bundle).join("address");
+        std::fs::write(address, format!("unix://{}", path.display())).unwrap();
+    };
+    let socket = rig.path().join("shim.sock");
+    drop(UnixListener::bind(&socket).unwrap());
+    name_in_bundle(&socket);
+    delete::clean(&rig.host, "pod1", bundle.as_ref()).await.unwrap();
+    assert!(!socket.exists());
+    let file = rig.path().join("file");
+    std::fs::write(&file, "precious").unwrap();
+    name_in_bundle(&file);
+    delete::clean(&rig.host, "pod1", bundle.as_ref()).await.unwrap();
+    assert_eq!(std::fs::read(&file).unwrap(), b"precious");
+}
+
+/// containerd calls `delete` for a pod that was refused, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_living_pod_of_another_namespace_is_left_alone() {
+    let rig = Rig::start().await;
+    let mut child = crashed(&rig).await;
+    let mut shim = Command::new("sleep").arg("600").spawn().unwrap();
+    let dir = PodDir::of(&rig.host.pods, "pod1");
+    let record = Record { shim: Process::now(shim.id()), ..dir.read().unwrap().unwrap() };
+    dir.write(&record).unwrap();
+    let before = rig.left();
+    let bundle = rig.bundle("pod1", |_| ());
+    let mut stranger = rig.host.clone();
+    stranger.engine = Some("/run/engine.sock default".to_owned());
+    delete::clean(&stranger, "pod1", bundle.as_ref()).await.unwrap();
+    assert_eq!(rig.left(), before);
+    assert_eq!(child.try_wait().unwrap().or(shim.try_wait().unwrap()), None);
+    // Its own containerd gives up a shim that hangs.
+    delete::clean(&rig.host, "pod1", bundle.as_ref()).await.unwrap();
+    rig.nothing_is_left();
+    assert!(!child.wait().unwrap().success() && !shim.wait().unwrap().success());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -111,5 +159,28 @@ async fn of_a_container_in_a_pod_only_its_own_is_cleaned() {
     assert!(points.iter().any(|point| point.ends_with("pod1/rootfs")), "{points:?}");
     assert_eq!(rig.vmm.running(), ["pod1"]);
     rig.delete("pod1", "").await.unwrap();
+    rig.nothing_is_left();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shim_that_a_killed_containerd_forgot_ends_by_itself_and_no_other() {
+    let rig = Rig::start().await;
+    let forsaken = |rig: &Rig| {
+        let pod = Arc::clone(&rig.shim.pod);
+        tokio::spawn(async move { serve::forsaken(&pod, Duration::from_millis(20)).await })
+    };
+    // Nothing was ever asked for.
+    forsaken(&rig).await.unwrap();
+    rig.run("pod1").await;
+    let watch = forsaken(&rig);
+    // Many looks fit in between.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(!watch.is_finished(), "the pod is up");
+    rig.kill_vm();
+    rig.wait("pod1", "").await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(!watch.is_finished(), "its end was not fetched");
+    rig.delete("pod1", "").await.unwrap();
+    watch.await.unwrap();
     rig.nothing_is_left();
 }

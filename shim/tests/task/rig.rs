@@ -128,6 +128,7 @@ impl Rig {
         let host = Host {
             pods: path.join("pods"),
             shares: path.join("shares"),
+            engine: Some("/run/engine.sock k8s.io".to_owned()),
             vmm: Some(Arc::new(backend)),
         };
         let shim = Shim::start(path, "pod1", &host).await;

@@ -41,7 +41,7 @@ pub use leftovers::{Leftovers, NetworkSnapshot};
 pub use node::Node;
 pub use pod::{Container, ContainerSpec, Executed, LogLine, Pod, namespaces, write_volume};
 pub use private_host::PrivateHost;
-pub use remains::{Cgroups, Remains};
+pub use remains::{Cgroups, Places, Remains};
 pub(crate) use runtime::PROGRAMS;
 pub use runtime::{Network, RUNC, Runtime, SLIPWAY, slipway_programs};
 pub use slipwayd::{NO_CONFIG, Slipwayd, last_core, program};

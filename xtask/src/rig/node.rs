@@ -30,12 +30,22 @@ use super::cri::messages::{
 use super::oci_image;
 use super::pod::{Pod, namespaces};
 use super::private_host::PrivateHost;
-use super::remains::{Cgroups, Remains};
+use super::remains::{Cgroups, Places, Remains};
 use super::runtime::{Parts, Runtime, SLIPWAY, stock_plugin};
 use super::slipwayd::Slipwayd;
 
 /// Where systemd's services find programs (systemd.exec(5)).
 const SERVICES_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin";
+/// Where shims keep what is a pod's: their sockets, ours its record, and what its guest sees; and where
+/// an installed slipwayd has the sockets of the pods' ports.
+const POD_FILES: [&str; 4] = [
+    "/run/containerd/s",
+    "/run/slipway/pods",
+    "/run/kata-containers/shared/sandboxes",
+    "/run/slipway/vm",
+];
+/// Where a node's own slipwayd has them, in the node's folder.
+const NIC_SOCKETS: &str = "slipwayd/vm";
 
 /// A node. Dropping it ends all that runs on it.
 #[derive(Debug)]
@@ -215,13 +225,23 @@ impl Node {
 
     /// `ctr run` of the node's runtime, up to its flags; image, id and command are to follow.
     pub fn ctr_run(&self, id: &str) -> Command {
-        let mut command = self.containerd.ctr(&self.host, "default");
+        self.ctr_run_with("default", self.config.as_deref(), id)
+    }
+
+    /// The same in a namespace of containerd's, with another configuration of the runtime.
+    pub fn ctr_run_with(&self, namespace: &str, config: Option<&Path>, id: &str) -> Command {
+        let mut command = self.containerd.ctr(&self.host, namespace);
         command.args(["run", "--rm", "--runtime", self.runtime.runtime_type]);
         command.args(["--cgroup", &self.cgroups.path(id)]);
-        if let Some(config) = &self.config {
+        if let Some(config) = config {
             command.arg("--runtime-config-path").arg(config);
         }
         command
+    }
+
+    /// The runtime's configuration file, if it takes one.
+    pub fn config(&self) -> Option<&Path> {
+        self.config.as_deref()
     }
 
     /// busybox on the host, with the applet and its arguments to follow: it pings, serves and fetches
@@ -331,7 +351,15 @@ impl Node {
     /// # Errors
     /// The host is gone.
     pub async fn settle(&self) -> Result<Remains> {
-        let devices = ["lo", self.runtime.network.device_of_node()];
-        Remains::settle(&self.host, &self.cgroups, &devices).await
+        let mut folders: Vec<_> = POD_FILES.iter().map(PathBuf::from).collect();
+        folders.push(self.folder().join(NIC_SOCKETS));
+        Remains::settle(&Places {
+            host: &self.host,
+            cgroups: &self.cgroups,
+            devices: vec!["lo", self.runtime.network.device_of_node()],
+            folders,
+            switch: self.slipwayd.as_ref().map(Slipwayd::client),
+        })
+        .await
     }
 }

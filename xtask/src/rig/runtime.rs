@@ -188,6 +188,7 @@ kernel = "{kernel}"
 initrd = "{initrd}"
 kernel_params = "{parameters}"
 default_memory = 256
+enable_annotations = ["default_memory"]
 [slipway]
 socket = "{socket}"
 acceleration = "{accel}"

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -56,7 +56,10 @@ pub fn program() -> Result<PathBuf> {
 /// A running switch. Dropping it kills the process.
 #[derive(Debug)]
 pub struct Slipwayd {
-    child: Child,
+    program: PathBuf,
+    args: Vec<OsString>,
+    wrapper: Vec<String>,
+    child: Mutex<Arc<Child>>,
     client: Client,
 }
 
@@ -98,20 +101,30 @@ impl Slipwayd {
         socket: &Path,
         wrapper: &[String],
     ) -> Result<Self> {
-        let child = Child::spawn(Launch {
-            name: "slipwayd".to_owned(),
-            program: program.to_owned(),
-            args: arguments.to_vec(),
-            wrapper: wrapper.to_vec(),
-            ..Launch::default()
-        })
-        .await?;
-        match timeout(LIMIT, child.stderr().wait_for(READY)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(ConsoleClosed { .. })) => bail!("{}", child.wait().await),
-            Err(_) => bail!("It was not ready within {LIMIT:?}; its log:\n{}", child.stderr_tail()),
-        }
-        Ok(Self { child, client: Client::new(socket).with_timeout(LIMIT) })
+        let (program, args, wrapper) = (program.to_owned(), arguments.to_vec(), wrapper.to_vec());
+        let child = Mutex::new(spawn(&program, &args, &wrapper).await?);
+        let client = Client::new(socket).with_timeout(LIMIT);
+        Ok(Self { program, args, wrapper, child, client })
+    }
+
+    /// Starts it again after it was ended from outside.
+    ///
+    /// # Errors
+    /// See [`Slipwayd::start`]; it does not end.
+    pub async fn relaunch(&self) -> Result<()> {
+        let ended = timeout(LIMIT, self.ended()).await;
+        ended.with_context(|| format!("slipwayd did not end within {LIMIT:?}"))?;
+        *self.lock() = spawn(&self.program, &self.args, &self.wrapper).await?;
+        Ok(())
+    }
+
+    /// No code panics while it holds the lock.
+    fn lock(&self) -> MutexGuard<'_, Arc<Child>> {
+        self.child.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn child(&self) -> Arc<Child> {
+        Arc::clone(&self.lock())
     }
 
     /// The API.
@@ -121,17 +134,17 @@ impl Slipwayd {
 
     /// The process.
     pub fn pid(&self) -> u32 {
-        self.child.pid()
+        self.child().pid()
     }
 
     /// Returns once it has ended, with the reason. Cancel safe.
     pub async fn ended(&self) -> ExitReport {
-        self.child.wait().await
+        self.child().wait().await
     }
 
     /// The last lines of its log.
     pub fn log_tail(&self) -> String {
-        self.child.stderr_tail()
+        self.child().stderr_tail()
     }
 
     /// Adds the port that the NIC of the guest of `plan` will be served by.
@@ -155,7 +168,7 @@ impl Slipwayd {
     /// # Errors
     /// It did not end in time and was killed, or says that it failed.
     pub async fn stop(self) -> Result<()> {
-        self.child.terminate();
+        self.child().terminate();
         self.ends().await
     }
 
@@ -170,7 +183,7 @@ impl Slipwayd {
     }
 
     async fn ends(&self) -> Result<()> {
-        match timeout(LIMIT, self.child.wait()).await {
+        match timeout(LIMIT, self.ended()).await {
             Ok(report) if report.cause == ExitCause::Code(0) => Ok(()),
             Ok(report) => bail!("{report}"),
             Err(_) => bail!("It did not end within {LIMIT:?}; its log:\n{}", self.log_tail()),
@@ -182,7 +195,24 @@ impl Slipwayd {
     /// # Errors
     /// It is stuck in the kernel.
     pub async fn kill(self) -> Result<()> {
-        self.child.end().await?;
+        self.child().end().await?;
         Ok(())
+    }
+}
+
+/// Returns once it serves its API.
+async fn spawn(program: &Path, args: &[OsString], wrapper: &[String]) -> Result<Arc<Child>> {
+    let child = Child::spawn(Launch {
+        name: "slipwayd".to_owned(),
+        program: program.to_owned(),
+        args: args.to_vec(),
+        wrapper: wrapper.to_vec(),
+        ..Launch::default()
+    })
+    .await?;
+    match timeout(LIMIT, child.stderr().wait_for(READY)).await {
+        Ok(Ok(())) => Ok(Arc::new(child)),
+        Ok(Err(ConsoleClosed { .. })) => bail!("{}", child.wait().await),
+        Err(_) => bail!("It was not ready within {LIMIT:?}; its log:\n{}", child.stderr_tail()),
     }
 }

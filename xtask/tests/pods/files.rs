@@ -3,7 +3,7 @@
 use std::fs;
 
 use anyhow::{Result, ensure};
-use xtask::rig::{ContainerSpec, Node, write_volume};
+use xtask::rig::{ContainerSpec, Node, oci_image, write_volume};
 
 pub async fn a_volume_is_read_and_written_from_both_sides(node: &Node) -> Result<()> {
     let volume = node.folder().join("volume");
@@ -99,5 +99,19 @@ pub async fn the_root_is_writable_and_each_containers_own(node: &Node) -> Result
     one.shell("echo mine > /root/file && rm /bin/wget && chown 1000:1000 /tmp").await?;
     assert_eq!(one.shell("cat /root/file; stat -c %u /tmp").await?, "mine\n1000\n");
     assert_eq!(two.shell("ls /root /bin/wget; stat -c %u /tmp").await?, "/bin/wget\n\n/root:\n0\n");
+    Ok(())
+}
+
+/// containerd's `native` snapshotter copies files instead of laying them over each other.
+pub async fn the_root_may_be_a_plain_copy(node: &Node) -> Result<()> {
+    let mut run = node.ctr_run("copy");
+    let script = "echo mine > /root/file && cat /root/file && ls /bin/wget";
+    let flags = ["--snapshotter", "native", oci_image::NAME, "copy", "sh", "-c", script];
+    let output = run.args(flags).output().await?;
+    ensure!(output.status.success() && output.stdout == b"mine\n/bin/wget\n", "{output:?}");
+    // It was made from a copy of the image.
+    let copies = node.folder().join("root/io.containerd.snapshotter.v1.native/snapshots");
+    let mut copies = fs::read_dir(&copies)?.flatten().map(|entry| entry.path());
+    ensure!(copies.any(|copy| copy.join("bin/busybox").is_file()), "there is no copy");
     Ok(())
 }
