@@ -29,6 +29,7 @@ use crate::oci;
 use crate::order;
 use crate::pod::{self, Pod};
 use crate::process::{Exit, Process, State};
+use crate::rootfs;
 use crate::stdio::{Paths, Target};
 
 /// How long the agent may take to send a signal.
@@ -78,12 +79,13 @@ async fn create_whole(pod: &Arc<Pod>, request: &CreateTaskRequest) -> TaskResult
     let folder = PathBuf::from(&request.bundle);
     let spec = bundle::read_spec(&folder).map_err(anyhow::Error::from)?;
     let part = bundle::kind_of(&spec).map_err(anyhow::Error::from)?;
+    let mounts = mounts_of(request);
     let is_first = part.is_first() && !pod.is_up().await;
     if is_first {
-        let order = order::of(&request.id, &spec, &request.options)?;
+        let order = order::of(&request.id, &spec, &mounts, &request.options)?;
         pod.up(&order).await?;
     }
-    let made = make(pod, request, &folder, &spec, part).await;
+    let made = make(pod, request, &folder, &spec, &mounts, part).await;
     match made {
         Ok(container) => {
             if is_first {
@@ -92,8 +94,13 @@ async fn create_whole(pod: &Arc<Pod>, request: &CreateTaskRequest) -> TaskResult
             Ok(container)
         }
         Err(error) => {
-            if is_first && let Err(error) = pod.down().await {
-                tracing::error!(error = format!("{error:#}"), "a failed start left something");
+            let undone = match is_first {
+                true => pod.down().await.map_err(TaskError::from),
+                false => rootfs::take_back(pod, &request.id).await,
+            };
+            if let Err(error) = undone {
+                let id = &request.id;
+                tracing::error!(%error, container = %id, "a failed start left something");
             }
             Err(error)
         }
@@ -118,11 +125,22 @@ fn check_id(id: &str) -> TaskResult<()> {
     }
 }
 
+/// The container's root as containerd describes it.
+fn mounts_of(request: &CreateTaskRequest) -> Vec<MountSpec> {
+    let mounts = request.rootfs.iter().map(|mount| MountSpec {
+        kind: mount.type_.clone(),
+        source: mount.source.clone(),
+        options: mount.options.clone(),
+    });
+    mounts.collect()
+}
+
 async fn make(
     pod: &Arc<Pod>,
     request: &CreateTaskRequest,
     folder: &Path,
     spec: &Spec,
+    mounts: &[MountSpec],
     part: Part,
 ) -> TaskResult<Arc<Container>> {
     let id = &request.id;
@@ -134,14 +152,7 @@ async fn make(
         terminal: request.terminal,
     };
     let init = Arc::new(Process::new(target, String::new(), paths, None)?);
-    let outcome = in_guest(pod, request, folder, spec, &part).await;
-    if let Err(error) = outcome {
-        let unshared = pod.with_sandbox(|sandbox| sandbox.share()?.remove_container(id)).await;
-        if let Err(error) = unshared {
-            tracing::error!(%error, container = %id, "a failed container left something mounted");
-        }
-        return Err(error);
-    }
+    in_guest(pod, id, folder, spec, mounts, &part).await?;
     let container = Arc::new(Container {
         id: id.clone(),
         bundle: folder.to_owned(),
@@ -155,33 +166,22 @@ async fn make(
     Ok(container)
 }
 
-/// Shares its files and makes it in the guest.
+/// Gives the guest its files and makes it there.
 async fn in_guest(
     pod: &Arc<Pod>,
-    request: &CreateTaskRequest,
+    id: &str,
     folder: &Path,
     spec: &Spec,
+    mounts: &[MountSpec],
     part: &Part,
 ) -> TaskResult<()> {
-    let id = &request.id;
-    let mounts: Vec<_> = request
-        .rootfs
-        .iter()
-        .map(|mount| MountSpec {
-            kind: mount.type_.clone(),
-            source: mount.source.clone(),
-            options: mount.options.clone(),
-        })
-        .collect();
     let config = pod.with_sandbox(|sandbox| Ok(Arc::clone(&sandbox.config))).await?;
     let own = spec.root().as_ref().map_or_else(|| "rootfs".into(), |root| root.path().clone());
-    let rootfs = pod
-        .with_sandbox(|sandbox| sandbox.share()?.add_rootfs(id, &mounts, &folder.join(own)))
-        .await?;
+    let root = rootfs::give(pod, id, mounts, &folder.join(own)).await?;
     let mut guest = guest::translate(
         spec,
         Translate {
-            rootfs: &rootfs,
+            rootfs: &root.path,
             bundle: folder,
             is_sandbox: *part == Part::Sandbox,
             drop_seccomp: config.runtime.disable_guest_seccomp,
@@ -197,9 +197,10 @@ async fn in_guest(
         guest.set_source(index, source);
     }
     let mut create = CreateContainerRequest::new();
-    create.container_id.clone_from(id);
-    create.exec_id.clone_from(id);
-    create.storages = guest.storages;
+    create.container_id = id.to_owned();
+    create.exec_id = id.to_owned();
+    create.storages = root.storages;
+    create.storages.extend(guest.storages);
     create.OCI = MessageField::some(oci::spec(&guest.spec).map_err(anyhow::Error::from)?);
     create.sandbox_pidns = guest.shares_pids;
     let agent = pod.agent().await?.with_time_limit(config.agent.create_container_timeout);
@@ -392,9 +393,7 @@ impl Container {
                 // Its files are released by the guest's end at the latest.
                 tracing::warn!(%error, container = %self.id, "the guest keeps a container");
             }
-            let unshared =
-                pod.with_sandbox(|sandbox| sandbox.share()?.remove_container(&self.id)).await;
-            match unshared {
+            match rootfs::take_back(pod, &self.id).await {
                 Err(error) if pod.is_up().await => return Err(error),
                 _ => {}
             }

@@ -18,8 +18,8 @@ use crate::kind::Kind;
 use crate::mounts;
 use crate::persist::{PodDir, Record};
 use crate::process::LOST_STATUS;
-use crate::sandbox;
 use crate::share::Share;
+use crate::undo;
 
 /// Cleans up and returns what to print.
 ///
@@ -66,11 +66,11 @@ pub async fn clean(host: &Host, id: &str, folder: &Path) -> Result<()> {
     if record.shim.as_ref().is_some_and(|shim| shim.is_alive() && shim.pid != std::process::id()) {
         // It was killed or hangs: containerd has given it up, and its VM must not go on.
         if let Some(shim) = &record.shim {
-            sandbox::kill(shim).await?;
+            undo::kill(shim).await?;
         }
     }
     let switch = record.switch.clone().map(Client::new);
-    let outcome = sandbox::undo(&record, &dir, &share, switch.as_ref()).await;
+    let outcome = undo::all(&record, &dir, &share, switch.as_ref()).await;
     drop(mounts::unmount(&folder.join("rootfs")));
     outcome.and(damage)
 }

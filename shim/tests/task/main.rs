@@ -3,6 +3,7 @@
 
 mod around;
 mod crash;
+mod disks;
 mod exec;
 mod faults;
 mod guest;

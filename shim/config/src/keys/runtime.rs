@@ -203,6 +203,11 @@ pub(super) static SLIPWAY: &[Key] = &[
         })),
         "auto tries KVM and falls back to TCG",
     ),
+    slipway(
+        "disk_slots",
+        Honoured(Whole(0, 20, |c, count| c.slipway.disk_slots = Some(count))),
+        "disks a running pod may have at a time; default: 8 if the pod's first container has its root on a block device, else 0",
+    ),
 ];
 
 const fn other(name: &'static str, deed: super::Deed, note: &'static str) -> Key {

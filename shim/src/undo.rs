@@ -1,0 +1,78 @@
+//! Taking back what a sandbox used of its host, by its record and its places alone: it works for a pod
+//! that ends as for one whose shim was killed, and may be done again.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use slipway_api::client::Client;
+
+use crate::network;
+use crate::persist::{PodDir, Process, Record};
+use crate::share::Share;
+
+/// The first of several failures.
+#[derive(Debug)]
+pub struct Outcome(pub Result<()>);
+
+impl Outcome {
+    /// Logs a failure, and keeps it if it is the first.
+    pub fn note(&mut self, step: Result<()>) {
+        if let Err(error) = step {
+            tracing::error!(error = format!("{error:#}"), "a step of taking a pod down failed");
+            if self.0.is_ok() {
+                self.0 = Err(error);
+            }
+        }
+    }
+}
+
+/// Undoes what a record and the places of a sandbox know of: after a crash this is all there is.
+///
+/// # Errors
+/// The first step that failed; the others were done, and the record stays.
+pub async fn all(
+    record: &Record,
+    dir: &PodDir,
+    share: &Share,
+    switch: Option<&Client>,
+) -> Result<()> {
+    let mut outcome = Outcome(Ok(()));
+    for process in record.processes.iter().rev().filter(|process| process.is_alive()) {
+        outcome.note(kill(process).await);
+    }
+    outcome.note(share.remove());
+    if let Some(switch) = switch {
+        for interface in &record.own_interfaces {
+            outcome.note(network::detach(switch, &record.id, interface).await);
+        }
+    }
+    if let Some(cgroup) = &record.cgroup {
+        outcome.note(cgroup.remove());
+    }
+    if outcome.0.is_ok() {
+        outcome.note(dir.remove());
+    }
+    outcome.0
+}
+
+/// How long a killed process may take to be gone.
+const KILL_LIMIT: Duration = Duration::from_secs(3);
+
+/// Kills a process and waits until it is gone.
+///
+/// # Errors
+/// It does not end.
+pub async fn kill(process: &Process) -> Result<()> {
+    use nix::sys::signal::{Signal, kill};
+    let pid = i32::try_from(process.pid).context("A process id beyond 2^31")?;
+    // Whether it is gone shows below.
+    kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL).ok();
+    let gone = async {
+        while process.is_alive() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(KILL_LIMIT, gone).await.with_context(|| {
+        format!("Process {pid} was killed, but does not end; look at /proc/{pid}/stack")
+    })
+}
