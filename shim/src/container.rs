@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::Context as _;
 use containerd_shim_protos::api::CreateTaskRequest;
 use containerd_shim_protos::events::task::{
     TaskCreate, TaskDelete, TaskExecAdded, TaskIO, TaskPaused, TaskResumed,
@@ -13,15 +13,16 @@ use containerd_shim_protos::events::task::{
 use containerd_shim_protos::protobuf::MessageField;
 use containerd_shim_protos::topics;
 use kata_agent_protocol::agent::{
-    CreateContainerRequest, OnlineCPUMemRequest, PauseContainerRequest, RemoveContainerRequest,
-    ResumeContainerRequest, SignalProcessRequest, StatsContainerRequest, StatsContainerResponse,
-    UpdateContainerRequest,
+    CreateContainerRequest, PauseContainerRequest, RemoveContainerRequest, ResumeContainerRequest,
+    SignalProcessRequest, StatsContainerRequest, StatsContainerResponse,
 };
-use oci_spec::runtime::{LinuxResources, Spec};
+use kata_config::Limits;
+use oci_spec::runtime::Spec;
 
 use crate::bundle;
 use crate::error::{Kind, TaskError, TaskResult};
 use crate::events::Events;
+use crate::growth;
 use crate::guest::{self, Translate};
 use crate::kind::Kind as Part;
 use crate::mounts::MountSpec;
@@ -50,6 +51,8 @@ pub struct Container {
     pub init: Arc<Process>,
     execs: StdMutex<BTreeMap<String, Arc<Process>>>,
     is_paused: StdMutex<bool>,
+    /// What it may use.
+    pub(crate) limits: StdMutex<Limits>,
 }
 
 /// Makes the container that `request` describes; the first one brings the pod's VM up.
@@ -152,6 +155,8 @@ async fn make(
         terminal: request.terminal,
     };
     let init = Arc::new(Process::new(target, String::new(), paths, None)?);
+    let limits = growth::limits_of_spec(spec);
+    growth::grow(pod, limits).await;
     in_guest(pod, id, folder, spec, mounts, &part).await?;
     let container = Arc::new(Container {
         id: id.clone(),
@@ -160,6 +165,7 @@ async fn make(
         init,
         execs: StdMutex::default(),
         is_paused: StdMutex::default(),
+        limits: StdMutex::new(limits),
     });
     pod.insert(Arc::clone(&container));
     publish_create(pod, request);
@@ -440,29 +446,6 @@ impl Container {
         Ok(())
     }
 
-    /// Sets new limits inside the guest.
-    ///
-    /// # Errors
-    /// The agent's refusal.
-    pub async fn update(&self, pod: &Pod, resources: &LinuxResources) -> TaskResult<()> {
-        let mut resources = resources.clone();
-        resources.set_devices(None);
-        if let Some(cpu) = resources.cpu_mut() {
-            cpu.set_cpus(None);
-            cpu.set_mems(None);
-        }
-        let agent = pod.agent().await?;
-        let mut request = UpdateContainerRequest::new();
-        request.container_id.clone_from(&self.id);
-        request.resources =
-            MessageField::some(oci::resources(&resources).map_err(anyhow::Error::from)?);
-        agent
-            .update_container(&request)
-            .await
-            .with_context(|| format!("Failed to set the limits of container {}", self.id))?;
-        Ok(())
-    }
-
     /// What it has used.
     ///
     /// # Errors
@@ -475,16 +458,4 @@ impl Container {
         let what = || format!("Failed to read the statistics of container {}", self.id);
         Ok(stats.with_context(what)?)
     }
-}
-
-/// Brings plugged processors and memory into use.
-///
-/// # Errors
-/// The agent's refusal.
-pub async fn online(pod: &Pod, vcpus: u32) -> Result<()> {
-    let mut request = OnlineCPUMemRequest::new();
-    request.wait = false;
-    request.nb_cpus = vcpus;
-    pod.agent().await?.online_cpu_mem(&request).await.context("Failed to use what was plugged")?;
-    Ok(())
 }

@@ -8,10 +8,10 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use containerd_shim_protos::api::DeleteResponse;
 use containerd_shim_protos::protobuf::{Message as _, MessageField};
-use slipway_api::client::Client;
 
 use crate::args::Args;
 use crate::bundle;
+use crate::debts::Debts;
 use crate::events;
 use crate::host::Host;
 use crate::kind::Kind;
@@ -69,8 +69,11 @@ pub async fn clean(host: &Host, id: &str, folder: &Path) -> Result<()> {
             undo::kill(shim).await?;
         }
     }
-    let switch = record.switch.clone().map(Client::new);
-    let outcome = undo::all(&record, &dir, &share, switch.as_ref()).await;
+    let debts = Debts::of(&host.debts);
+    let outcome = undo::all(&record, &dir, &share, &debts).await;
+    if let Err(error) = debts.pay().await {
+        tracing::warn!(error = format!("{error:#}"), "pods that ended are still attached");
+    }
     drop(mounts::unmount(&folder.join("rootfs")));
     outcome.and(damage)
 }

@@ -10,7 +10,7 @@ use vmm_glue::accel::{self, Accel, AccelChoice, Probe};
 use vmm_glue::cloud_hypervisor::{self, CloudHypervisor};
 use vmm_glue::qemu::Qemu;
 
-use crate::{persist, share, vm};
+use crate::{debts, persist, share, vm};
 
 /// Where acceleration that was found by trial is remembered.
 const CACHE: &str = "/run/slipway";
@@ -22,13 +22,20 @@ pub struct Host {
     pub pods: PathBuf,
     /// Folders shared with guests.
     pub shares: PathBuf,
+    /// What pods that ended have still attached.
+    pub debts: PathBuf,
     /// A VMM that takes the place of the configured one, in tests.
     pub vmm: Option<Arc<dyn Vmm>>,
 }
 
 impl Default for Host {
     fn default() -> Self {
-        Self { pods: persist::BASE.into(), shares: share::BASE.into(), vmm: None }
+        Self {
+            pods: persist::BASE.into(),
+            shares: share::BASE.into(),
+            debts: debts::BASE.into(),
+            vmm: None,
+        }
     }
 }
 

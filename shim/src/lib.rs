@@ -9,8 +9,8 @@
 //! |---|---|
 //! | [`args`], [`bootstrap`], [`delete`], [`serve`], [`telemetry`] | being a shim |
 //! | [`task`], [`sandbox_api`], [`events`], [`error`], [`stats`] | containerd's words |
-//! | [`pod`], [`container`], [`process`], [`stdio`], [`health`] | state, and what may follow on what |
-//! | [`sandbox`], [`prepare`], [`undo`], [`host`], [`stages`], [`persist`] | bringing a VM up, and everything down again |
+//! | [`pod`], [`container`], [`process`], [`stdio`], [`health`], [`growth`] | state, and what may follow on what |
+//! | [`sandbox`], [`prepare`], [`undo`], [`host`], [`stages`], [`persist`], [`debts`] | bringing a VM up, and everything down again |
 //! | [`bundle`], [`clock`], [`kind`], [`order`], [`guest`], [`oci`], [`vm`] | translation, without effects |
 //! | [`rootfs`], [`share`], [`disks`], [`mounts`], [`cgroup`], [`network`] | what a pod uses of the host |
 //!
@@ -24,10 +24,12 @@ pub mod bundle;
 pub mod cgroup;
 pub mod clock;
 pub mod container;
+pub mod debts;
 pub mod delete;
 pub mod disks;
 pub mod error;
 pub mod events;
+pub mod growth;
 pub mod guest;
 pub mod health;
 pub mod host;

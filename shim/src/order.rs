@@ -12,6 +12,7 @@ use oci_spec::runtime::Spec;
 
 use crate::bundle;
 use crate::disks;
+use crate::growth;
 use crate::kind::Kind;
 use crate::mounts::MountSpec;
 use crate::network;
@@ -32,7 +33,7 @@ pub fn of(id: &str, spec: &Spec, root: &[MountSpec], options: &MessageField<Any>
     let mut config = configuration(options.as_ref(), &annotations)?;
     let kind = bundle::kind_of(spec)?;
     let limits = match kind {
-        Kind::Single => limits_of(spec),
+        Kind::Single => growth::limits_of_spec(spec),
         _ => Limits::from_annotations(&annotations)?,
     };
     size(&mut config, limits);
@@ -80,18 +81,6 @@ fn size(config: &mut KataConfig, limits: Limits) {
     let size = kata_config::pod_size(config, limits);
     config.hypervisor.default_vcpus = size.vcpus as f32;
     config.hypervisor.default_memory_mib = size.memory_mib;
-}
-
-/// What a container without a pod may use.
-fn limits_of(spec: &Spec) -> Limits {
-    let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
-    let cpu = resources.and_then(|resources| resources.cpu().as_ref());
-    let memory = resources.and_then(|resources| resources.memory().as_ref());
-    Limits::new(
-        cpu.and_then(|cpu| cpu.quota()).unwrap_or_default(),
-        cpu.and_then(|cpu| cpu.period()).unwrap_or_default(),
-        memory.and_then(|memory| memory.limit()).unwrap_or_default(),
-    )
 }
 
 /// `config_path` of the runtime options; options of another runtime name none.

@@ -27,6 +27,7 @@ use vmm_glue::{AgentChannel, ShareSpec, Vm, VmSpec};
 
 use crate::cgroup::{CgroupPath, Origin};
 use crate::clock;
+use crate::debts::Debts;
 use crate::disks::Disks;
 use crate::host::Host;
 use crate::network::{self, PodNetwork, Wish};
@@ -66,6 +67,7 @@ pub struct Sandbox {
     dir: PodDir,
     share: Share,
     record: Mutex<Record>,
+    debts: Debts,
     origin: Origin,
     switch: Client,
     virtiofsd: Option<Arc<Virtiofsd>>,
@@ -96,6 +98,7 @@ impl Sandbox {
             dir: PodDir::of(&host.pods, &order.id),
             share: Share::of(&host.shares, &order.id),
             record: Mutex::default(),
+            debts: Debts::of(&host.debts),
             origin: Origin::of_self(),
             switch: Client::new(&order.config.slipway.socket),
             virtiofsd: None,
@@ -137,8 +140,7 @@ impl Sandbox {
             );
         }
         tracing::warn!(pod = %self.id, "what an earlier pod of this name left is cleaned up");
-        let switch = record.switch.clone().map(Client::new);
-        undo::all(&record, &self.dir, &self.share, switch.as_ref())
+        undo::all(&record, &self.dir, &self.share, &self.debts)
             .await
             .with_context(|| format!("Failed to clean up after an earlier pod {}", self.id))
     }
@@ -153,6 +155,12 @@ impl Sandbox {
             record.switch = Some(config.slipway.socket.clone());
             self.dir.write(&record)?;
         }
+        let inherited = self.debts.hand_over(&order.id, async |interfaces| {
+            let mut record = self.record.lock().await;
+            record.own_interfaces = interfaces;
+            self.dir.write(&record)
+        });
+        inherited.await?;
 
         let began = clock::instant();
         let network = self.attach(order).await?;
@@ -199,17 +207,22 @@ impl Sandbox {
                 Ok(PodNetwork::of(&attachments))
             }
             Wish::Own => {
-                {
+                let own = network::OWN_INTERFACE.to_owned();
+                let is_inherited = {
                     let mut record = self.record.lock().await;
-                    record.own_interfaces.push(network::OWN_INTERFACE.to_owned());
-                    self.dir.write(&record)?;
-                }
+                    let is_inherited = record.own_interfaces.contains(&own);
+                    if !is_inherited {
+                        record.own_interfaces.push(own);
+                        self.dir.write(&record)?;
+                    }
+                    is_inherited
+                };
                 let network = order.config.slipway.network.clone();
                 let queue_pairs = u16::try_from(queue_pairs).ok();
                 match network::attach(&self.switch, &order.id, network, queue_pairs).await {
                     Ok(attachment) => Ok(PodNetwork::of(&[attachment])),
                     Err(failed) => {
-                        if failed.is_undone {
+                        if failed.is_undone && !is_inherited {
                             self.record.lock().await.own_interfaces.clear();
                         }
                         Err(failed.error)
@@ -375,7 +388,7 @@ impl Sandbox {
         }
         self.origin.restore();
         let record = self.record.lock().await.clone();
-        outcome.note(undo::all(&record, &self.dir, &self.share, Some(&self.switch)).await);
+        outcome.note(undo::all(&record, &self.dir, &self.share, &self.debts).await);
         outcome.0
     }
 }

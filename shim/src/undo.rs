@@ -1,11 +1,13 @@
 //! Taking back what a sandbox used of its host, by its record and its places alone: it works for a pod
 //! that ends as for one whose shim was killed, and may be done again.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use slipway_api::client::Client;
 
+use crate::debts::Debts;
 use crate::network;
 use crate::persist::{PodDir, Process, Record};
 use crate::share::Share;
@@ -30,21 +32,17 @@ impl Outcome {
 ///
 /// # Errors
 /// The first step that failed; the others were done, and the record stays.
-pub async fn all(
-    record: &Record,
-    dir: &PodDir,
-    share: &Share,
-    switch: Option<&Client>,
-) -> Result<()> {
+pub async fn all(record: &Record, dir: &PodDir, share: &Share, debts: &Debts) -> Result<()> {
     let mut outcome = Outcome(Ok(()));
     for process in record.processes.iter().rev().filter(|process| process.is_alive()) {
         outcome.note(kill(process).await);
     }
     outcome.note(share.remove());
-    if let Some(switch) = switch {
-        for interface in &record.own_interfaces {
-            outcome.note(network::detach(switch, &record.id, interface).await);
-        }
+    if let Some(socket) = &record.switch
+        && let Err(error) = detach(record, socket).await
+    {
+        tracing::warn!(error = format!("{error:#}"), "it is given back with the next pod's start");
+        outcome.note(debts.add(record, socket));
     }
     if let Some(cgroup) = &record.cgroup {
         outcome.note(cgroup.remove());
@@ -53,6 +51,14 @@ pub async fn all(
         outcome.note(dir.remove());
     }
     outcome.0
+}
+
+async fn detach(record: &Record, socket: &Path) -> Result<()> {
+    let switch = Client::new(socket);
+    for interface in &record.own_interfaces {
+        network::detach(&switch, &record.id, interface).await?;
+    }
+    Ok(())
 }
 
 /// How long a killed process may take to be gone.

@@ -6,6 +6,7 @@ mod crash;
 mod disks;
 mod exec;
 mod faults;
+mod growth;
 mod guest;
 mod life;
 mod pods;

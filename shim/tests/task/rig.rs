@@ -128,6 +128,7 @@ impl Rig {
         let host = Host {
             pods: path.join("pods"),
             shares: path.join("shares"),
+            debts: path.join("debts"),
             vmm: Some(Arc::new(backend)),
         };
         let shim = Shim::start(path, "pod1", &host).await;
@@ -390,6 +391,7 @@ impl Rig {
         for folder in [&self.host.pods, &self.host.shares] {
             see("folder", names(folder));
         }
+        see("debt", names(&self.host.debts));
         see("attachment", self.switch_attachments().into_iter().map(|a| a.owner).collect());
         see("VM", self.vmm.running());
         let is_alive = |pid: &u32| shim::persist::Process::now(*pid).is_some();

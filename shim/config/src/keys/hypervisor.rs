@@ -181,7 +181,7 @@ pub(super) static KEYS: &[Key] = &[
         "MiB added to a pod's limit; without this key default_memory is, as the Go runtime does",
     )
     .rs(),
-    key("memory_slots", Ignored, "memory is added in at most 4 steps").annotated(),
+    key("memory_slots", Ignored, "memory is added in at most 4 steps, for as many containers with a limit").annotated(),
     key("memory_offset", Ignored, "only for NVDIMM").annotated(),
     key("enable_virtio_mem", Ignored, "memory is added as DIMMs").annotated(),
     key(

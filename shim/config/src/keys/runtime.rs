@@ -71,7 +71,7 @@ pub(super) static KEYS: &[Key] = &[
     key(
         "static_sandbox_resource_mgmt",
         Honoured(Flag(|c| &mut c.runtime.static_sandbox_resource_mgmt)),
-        "default true: the VM has its final size from the start",
+        "default true: the VM has its final size from the start; false: it starts with the defaults and grows with its containers' limits, which a microvm cannot. It never shrinks",
     ),
     key(
         "static_sandbox_default_workload_mem",
