@@ -14,7 +14,7 @@ use std::time::Duration;
 use containerd_shim_protos::api;
 use containerd_shim_protos::protobuf::MessageField;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
-use containerd_shim_protos::shim_async::{Client, Task, TaskClient};
+use containerd_shim_protos::shim_async::{Client, TaskClient};
 use containerd_shim_protos::ttrpc::r#async::Server;
 use containerd_shim_protos::ttrpc::context;
 use containerd_shim_protos::types::mount::Mount;
@@ -156,7 +156,7 @@ impl Rig {
             "ociVersion": "1.0.2",
             "process": {
                 "args": ["/bin/sh", "-c", script], "cwd": "/", "env": ["PATH=/bin"],
-                "user": {"uid": 0, "gid": 0}
+                "user": {"uid": 0, "gid": 0}, "capabilities": {}
             },
             "root": {"path": "rootfs"},
             "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
