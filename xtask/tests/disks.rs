@@ -108,7 +108,7 @@ impl Rig {
         let path = folder.path();
         let image = Image::find().unwrap_or_else(|error| panic!("{error:#}"));
         let text = format!(
-            "[hypervisor.qemu]\nkernel = \"{}\"\ninitrd = \"{}\"\ndefault_memory = 256\n{hypervisor}\n\
+            "[hypervisor.qemu]\nkernel = \"{}\"\ninitrd = \"{}\"\ndefault_memory = 256\nenable_debug = true\n{hypervisor}\n\
              [agent.kata]\nreconnect_timeout_ms = {}\n\
              [runtime]\ninternetworking_model = \"none\"\n{runtime}\n\
              [slipway]\nagent_channel = \"serial\"\nacceleration = \"tcg\"\n",
@@ -159,7 +159,10 @@ impl Rig {
                 "user": {"uid": 0, "gid": 0}, "capabilities": {}
             },
             "root": {"path": "rootfs"},
-            "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
+            "mounts": [
+                {"destination": "/proc", "type": "proc", "source": "proc"},
+                {"destination": "/dev", "type": "tmpfs", "source": "tmpfs"}
+            ],
             "annotations": {},
             "linux": {"namespaces": [
                 {"type": "pid"}, {"type": "network"}, {"type": "mount"}, {"type": "ipc"}
@@ -180,7 +183,10 @@ impl Rig {
             spawn_blocking(move || fs::read_to_string(out).unwrap())
         };
         let created = timeout(LIMIT, self.task.create(ctx(), &request)).await.expect("in time");
-        created.unwrap_or_else(|error| panic!("{error}"));
+        if let Err(error) = created {
+            let vm = self.pod.vm().await.map(|vm| vm.console().tail(60));
+            panic!("{error}\nThe guest's console: {}", vm.unwrap_or_else(|gone| gone.to_string()));
+        }
         let mut request = api::StartRequest::new();
         request.id = id.to_owned();
         self.task.start(ctx(), &request).await.unwrap();
