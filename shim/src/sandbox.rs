@@ -374,8 +374,10 @@ impl Sandbox {
     /// The first step that failed; the others were done.
     pub async fn down(&mut self) -> Result<()> {
         let mut outcome = Outcome(Ok(()));
-        if let Some(agent) = self.agent.take() {
-            self.flush(&agent.with_time_limit(FLUSH_LIMIT)).await;
+        if let Some(agent) = self.agent.take()
+            && tokio::time::timeout(FLUSH_LIMIT, self.flush(&agent)).await.is_err()
+        {
+            tracing::warn!(pod = %self.id, "the guest did not unmount its disks in time");
         }
         if let Some(vm) = self.vm.take() {
             outcome.note(vm.stop(Duration::ZERO).await.map(drop).map_err(Into::into));
