@@ -3,6 +3,7 @@
 //! A step that fails does not keep the later ones from running: one run shows all that is wrong. The
 //! last line counts the tests of all steps.
 
+use std::env;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -100,6 +101,14 @@ pub fn main(arguments: &Arguments) -> Result<()> {
         }
         if let Some(dir) = &guest_dir {
             command.env("SLIPWAY_GUEST_DIR", dir);
+        }
+        if step.command.contains(&"*") {
+            // Cargo builds the programs of a package with its integration tests. To build them in
+            // release as well would take minutes.
+            let programs = workspace::target().join("debug");
+            let or_set = |name, path| env::var_os(name).unwrap_or(path);
+            command.env("SLIPWAYD", or_set("SLIPWAYD", programs.join("slipwayd").into()));
+            command.env("SLIPWAY_PROGRAMS", or_set("SLIPWAY_PROGRAMS", programs.into()));
         }
         outcomes.push(run(step.name, command)?);
     }

@@ -18,7 +18,7 @@ use crate::workspace;
 use deb::Package;
 use image::Image;
 
-mod boot;
+pub mod boot;
 mod cpio;
 pub mod deb;
 mod image;

@@ -26,6 +26,7 @@ mod private_host;
 mod remains;
 mod runtime;
 mod slipwayd;
+mod stages;
 mod tar;
 
 use std::fs;
