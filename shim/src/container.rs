@@ -202,6 +202,7 @@ async fn in_guest(
         let source = pod.with_sandbox(|sandbox| sandbox.share()?.add_bind(id, &bind)).await?;
         guest.set_source(index, source);
     }
+    rootfs::give_volumes(pod, id, &mut guest).await?;
     let mut create = CreateContainerRequest::new();
     create.container_id = id.to_owned();
     create.exec_id = id.to_owned();

@@ -19,6 +19,7 @@ use anyhow::{Context as _, Result, bail};
 use kata_agent_protocol::agent::Storage;
 use kata_config::{KataConfig, MachineType};
 use nix::sys::stat::{major, minor};
+use oci_spec::runtime::Mount;
 use tokio::sync::Mutex;
 use vmm_glue::{DiskSpec, PciPath, Vm};
 
@@ -28,7 +29,7 @@ use crate::mounts::MountSpec;
 /// of a file system that the host has mounted.
 const FILE_SYSTEMS: [&str; 6] = ["ext2", "ext3", "ext4", "xfs", "erofs", "squashfs"];
 /// Slots of a pod whose containers have their roots on block devices, unless `disk_slots` says.
-const POD_SLOTS: u16 = 8;
+const POD_SLOTS: usize = 8;
 
 /// A mount whose source can be a disk of the guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,23 +100,45 @@ fn is_mounted(table: &str, number: &str) -> bool {
     table.lines().any(|line| line.split(' ').nth(2) == Some(number))
 }
 
-/// How many disks a pod may be given while it runs. A slot makes the boot slower, so a pod has none
-/// unless its first container's root lets expect that it needs them.
+/// The mounts of a specification whose sources can be disks, with their places in its list.
+///
+/// # Errors
+/// See [`DiskMount::of`].
+pub fn volumes(mounts: &[Mount]) -> Result<Vec<(usize, DiskMount)>> {
+    let mut volumes = Vec::new();
+    for (index, mount) in mounts.iter().enumerate() {
+        let spec = MountSpec {
+            kind: mount.typ().clone().unwrap_or_default(),
+            source: mount.source().iter().map(|path| path.display().to_string()).collect(),
+            options: mount.options().clone().unwrap_or_default(),
+        };
+        volumes.extend(DiskMount::of(&[spec])?.map(|disk| (index, disk)));
+    }
+    Ok(volumes)
+}
+
+/// How many disks a pod may be given while it runs, by its first container: its `root`, and the mounts
+/// of one that has a VM for itself. A slot makes the boot slower, so a pod has none unless they let
+/// expect that it needs them.
 ///
 /// # Errors
 /// The machine takes no disk while it runs.
-pub fn slots(config: &KataConfig, root: &[MountSpec], is_single: bool) -> Result<u16> {
-    let is_disk = !config.hypervisor.disable_block_device_use && DiskMount::of(root)?.is_some();
-    let expected = match (is_disk, is_single) {
-        (true, true) => 1,
-        (true, false) => POD_SLOTS,
-        (false, _) => 0,
+pub fn slots(config: &KataConfig, root: &[MountSpec], alone: Option<&[Mount]>) -> Result<u16> {
+    let expected = if config.hypervisor.disable_block_device_use {
+        0
+    } else {
+        match (DiskMount::of(root)?.is_some(), alone) {
+            (is_disk, Some(mounts)) => usize::from(is_disk) + volumes(mounts)?.len(),
+            (true, None) => POD_SLOTS,
+            (false, None) => 0,
+        }
     };
-    let asked = config.slipway.disk_slots.map(u16::try_from).transpose();
-    let slots = asked.context("`disk_slots` is beyond 65535")?.unwrap_or(expected);
+    let expected = u32::try_from(expected).context("A container of more than 2^32 disks")?;
+    let slots = u16::try_from(config.slipway.disk_slots.unwrap_or(expected))
+        .context("A pod of more than 65535 disks")?;
     if slots > 0 && config.hypervisor.machine_type == MachineType::Microvm {
         bail!(
-            "The container's root is on a block device, or `disk_slots` is set, and the machine \
+            "The container has a block device, or `disk_slots` is set, and the machine \
              \"microvm\" takes no disk while it runs: set machine_type = \"q35\", or \
              disable_block_device_use = true"
         );
@@ -243,17 +266,25 @@ mod tests {
         fs::write(&image, "").unwrap();
         let disk = [mount("ext4", &image, &["loop"])];
         let mut config = KataConfig::default();
-        assert_eq!(slots(&config, &[], true).unwrap(), 0);
-        assert_eq!(slots(&config, &disk, true).unwrap(), 1);
-        assert_eq!(slots(&config, &disk, false).unwrap(), POD_SLOTS);
+        let mut volume = Mount::default();
+        volume.set_typ(Some("ext4".to_owned())).set_source(Some(image));
+        volume.set_options(Some(vec!["loop".to_owned()]));
+        let with = |volume: Option<&Mount>| volume.cloned().into_iter().collect::<Vec<_>>();
+        let (none, one) = (with(None), with(Some(&volume)));
+        assert_eq!(slots(&config, &[], Some(&none)).unwrap(), 0);
+        assert_eq!(slots(&config, &disk, Some(&none)).unwrap(), 1);
+        assert_eq!(slots(&config, &disk, Some(&one)).unwrap(), 2);
+        assert_eq!(slots(&config, &disk, None).unwrap(), 8);
+        assert_eq!(slots(&config, &[], None).unwrap(), 0);
         config.hypervisor.machine_type = MachineType::Microvm;
-        assert!(slots(&config, &disk, true).unwrap_err().to_string().contains("q35"));
-        assert_eq!(slots(&config, &[], true).unwrap(), 0);
+        let error = slots(&config, &disk, None).unwrap_err().to_string();
+        assert!(error.contains("q35"), "{error}");
+        assert_eq!(slots(&config, &[], Some(&none)).unwrap(), 0);
         config.hypervisor.disable_block_device_use = true;
-        assert_eq!(slots(&config, &disk, true).unwrap(), 0);
+        assert_eq!(slots(&config, &disk, Some(&one)).unwrap(), 0);
         config.hypervisor.machine_type = MachineType::Q35;
         config.slipway.disk_slots = Some(3);
-        assert_eq!(slots(&config, &disk, true).unwrap(), 3);
+        assert_eq!(slots(&config, &disk, None).unwrap(), 3);
     }
 
     #[test]

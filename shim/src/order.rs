@@ -42,8 +42,8 @@ pub fn of(id: &str, spec: &Spec, root: &[MountSpec], options: &MessageField<Any>
     let cgroup = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().clone());
     let hostname = spec.hostname().clone().unwrap_or_default();
     let resolv_conf = resolv_conf(spec);
-    let is_single = kind == Kind::Single;
-    let disk_slots = disks::slots(&config, root, is_single)?;
+    let mounts = spec.mounts().as_deref().unwrap_or_default();
+    let disk_slots = disks::slots(&config, root, (kind == Kind::Single).then_some(mounts))?;
     Ok(Order { id: id.to_owned(), config, network, cgroup, hostname, resolv_conf, disk_slots })
 }
 

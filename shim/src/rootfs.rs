@@ -1,17 +1,22 @@
-//! A container's root: shared with the guest, or a disk of the VM (see [`crate::disks`]).
+//! A container's files: shared with the guest, or on disks of the VM (see [`crate::disks`]).
 //!
-//! Both are at the same place in the guest. The share is read-only there, so the folder that a disk is
-//! mounted on is made on the host.
+//! A root is at the same place in the guest either way. The share is read-only there, so the folder that a
+//! disk is mounted on is made on the host. Further file systems are mounted where the agent keeps its
+//! own, and bound into the container.
 
 use std::path::Path;
 
 use kata_agent_protocol::agent::Storage;
 
-use crate::disks::DiskMount;
+use crate::disks::{self, DiskMount};
 use crate::error::TaskResult;
+use crate::guest::GuestContainer;
 use crate::mounts::MountSpec;
 use crate::pod::Pod;
 use crate::share;
+
+/// Where the guest mounts volumes of its own, as Kata has it.
+const VOLUMES: &str = "/run/kata-containers/sandbox/storage";
 
 /// A root as the guest finds it.
 #[derive(Clone, Debug)]
@@ -50,6 +55,24 @@ pub async fn give(pod: &Pod, id: &str, mounts: &[MountSpec], own: &Path) -> Task
     let address = disks.plug(&*vm, id, "root", &disk).await?;
     let path = share::guest_rootfs(id);
     Ok(Root { storages: vec![disk.storage(&address, path.clone())], path })
+}
+
+/// Gives the guest the file systems on block devices that `guest`, container `id`, mounts itself.
+///
+/// # Errors
+/// See [`give`].
+pub async fn give_volumes(pod: &Pod, id: &str, guest: &mut GuestContainer) -> TaskResult<()> {
+    let is_off = pod.with_sandbox(|s| Ok(s.config.hypervisor.disable_block_device_use)).await?;
+    let mounts = guest.spec.mounts().clone().unwrap_or_default();
+    let volumes = if is_off { Vec::new() } else { disks::volumes(&mounts)? };
+    for (index, disk) in volumes {
+        let (vm, plugged) = (pod.vm().await?, pod.with_sandbox(|s| Ok(s.disks())).await?);
+        let address = plugged.plug(&*vm, id, &format!("mount {index}"), &disk).await?;
+        let folder = format!("{VOLUMES}/{id}-{index}");
+        guest.storages.push(disk.storage(&address, folder.clone()));
+        guest.set_bind(index, folder, disk.read_only);
+    }
+    Ok(())
 }
 
 /// Takes back what container `id` was given: disks and shared files. The guest uses them no more.

@@ -71,7 +71,7 @@ impl SandboxService {
             path => Wish::Cni { netns: path.into() },
         };
         let name = annotations.get("io.kubernetes.cri.sandbox-name").cloned();
-        let disk_slots = disks::slots(&config, &[], false)?;
+        let disk_slots = disks::slots(&config, &[], None)?;
         Ok(Order {
             id: request.sandbox_id.clone(),
             config,

@@ -247,18 +247,25 @@ fn ctx() -> context::Context {
 async fn a_container_on_a_block_device_writes_to_it_and_the_host_never_mounts_it() {
     let rig = Rig::new("disk", "", "").await;
     let disk = Disk::new(rig.path(), "first");
-    let script = "cat /name; echo; grep ' / ' /proc/mounts; echo written > /new";
+    let volume = Disk::new(rig.path(), "second");
+    let script = "cat /name; echo; grep ' / ' /proc/mounts; cat /tmp/name; echo; \
+                  echo written > /new; echo too > /tmp/new";
     let id = rig.id.clone();
-    let output = rig.run(&id, &disk, script, |_| ()).await;
-    assert!(!disk.is_mounted());
+    let output = rig.run(&id, &disk, script, |spec| {
+        let mount = json!({"destination": "/tmp", "type": "ext4", "source": volume.device});
+        spec["mounts"].as_array_mut().unwrap().push(mount);
+    });
+    let output = output.await;
+    assert!(!disk.is_mounted() && !volume.is_mounted());
     assert_eq!(rig.ended(&id).await, 0);
     let output = output.await.unwrap();
-    let (name, mount) = output.split_once('\n').unwrap();
-    assert_eq!(name, "first");
+    let lines: Vec<_> = output.lines().collect();
+    let [name, mount, second] = lines[..] else { panic!("{output}") };
+    assert_eq!((name, second), ("first", "second"));
     assert!(mount.starts_with("/dev/vda / ext4 rw"), "{mount}");
     rig.delete(&id).await;
     // It was in the guest's memory, and no unmount was asked for by the container.
-    assert_eq!(disk.read("/new"), "written\n");
+    assert_eq!((disk.read("/new"), volume.read("/new")), ("written\n".into(), "too\n".into()));
     rig.end();
 }
 

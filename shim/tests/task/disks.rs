@@ -246,3 +246,27 @@ async fn the_annotation_switches_it_off_too_and_a_microvm_has_to() {
     rig.delete("pod1", "").await.unwrap();
     rig.nothing_is_left();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_system_that_a_container_mounts_from_a_device_is_a_disk_too() {
+    let rig = Rig::start().await;
+    let volume = rig.snapshot("volume");
+    let bundle = rig.bundle("pod1", |spec| {
+        spec["mounts"].as_array_mut().unwrap().push(json!({
+            "destination": "/data", "type": "ext4", "source": volume.source, "options": ["loop", "ro"]
+        }));
+    });
+    rig.shim.task.create(ctx(), &rig.request("pod1", bundle)).await.unwrap();
+    assert_eq!((rig.disks(), rig.slots()), (vec!["volume.image".to_owned()], 1));
+    assert!(rig.vmm.disks("pod1")[0].readonly);
+    let asked: msg::CreateContainerRequest = rig.guest.last("CreateContainer");
+    let [storage] = asked.storages.as_slice() else { panic!("{:?}", asked.storages) };
+    assert_eq!((storage.driver.as_str(), storage.source.as_str()), ("blk", "1e/00"));
+    let mount = asked.OCI.Mounts.iter().find(|mount| mount.destination == "/data").unwrap();
+    assert_eq!((mount.type_.as_str(), &mount.source), ("bind", &storage.mount_point));
+    assert_eq!(mount.options, ["rbind", "ro"]);
+    // Its root is shared, as ever.
+    assert!(rig.is_mounted("pod1"));
+    rig.delete("pod1", "").await.unwrap();
+    rig.nothing_is_left();
+}
