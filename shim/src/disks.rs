@@ -151,7 +151,7 @@ pub fn slots(config: &KataConfig, root: &[MountSpec], alone: Option<&[Mount]>) -
 pub struct Disks(Mutex<BTreeMap<String, Vec<String>>>);
 
 impl Disks {
-    /// Plugs a disk for `container`; it takes it `as` something: `root`, or the name of a volume.
+    /// Plugs a disk for `container`; the `purpose` tells its disks apart.
     ///
     /// # Errors
     /// No slot is free, or the VMM refuses, with what to do.

@@ -20,9 +20,11 @@ use containerd_shim_protos::ttrpc::context;
 use containerd_shim_protos::types::mount::Mount;
 use nix::sys::stat::Mode;
 use serde_json::{Value, json};
-use shim::cgroup::Origin;
+use shim::cgroup::{CgroupPath, Origin};
+use shim::disks::DiskMount;
 use shim::events::Events;
 use shim::host::Host;
+use shim::mounts::MountSpec;
 use shim::pod::Pod;
 use shim::{mounts, task};
 use tempfile::TempDir;
@@ -227,6 +229,10 @@ impl Rig {
             assert_eq!(fs::read_dir(folder).unwrap().count(), 0, "{}", folder.display());
         }
         assert_eq!(mounts::below(self.path()).unwrap(), Vec::<PathBuf>::new());
+        let hierarchies =
+            fs::read_dir("/sys/fs/cgroup").unwrap().map(|entry| entry.unwrap().path());
+        let cgroups = hierarchies.map(|path| path.join("slipway").join(&self.id));
+        assert_eq!(cgroups.filter(|path| path.exists()).collect::<Vec<_>>(), Vec::<PathBuf>::new());
         assert!(!Path::new("/proc").join(self.pod.pid().to_string()).exists(), "the VMM runs");
     }
 }
@@ -235,6 +241,7 @@ impl Drop for Rig {
     /// After a test that failed: the host as it was. VMM and helpers die with their handles.
     fn drop(&mut self) {
         self.origin.restore();
+        drop(CgroupPath::of(None, &self.id).remove());
         drop(mounts::unmount_below(self.folder.path()));
     }
 }
@@ -317,4 +324,19 @@ async fn a_running_pod_is_given_disks_processors_and_memory() {
     assert_eq!(silence.await.unwrap(), "");
     rig.delete(&id).await;
     rig.end();
+}
+
+#[test]
+fn what_the_host_has_mounted_is_not_given_to_a_guest() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = Disk::new(folder.path(), "mounted");
+    let spec = MountSpec { kind: "ext4".into(), source: disk.device.clone(), options: Vec::new() };
+    let root = [spec];
+    assert!(DiskMount::of(&root).unwrap().is_some_and(|found| found.path.ends_with(&disk.device)));
+    let point = folder.path().join("point");
+    fs::create_dir(&point).unwrap();
+    mounts::mount_spec(&root[0], &point).unwrap();
+    let found = DiskMount::of(&root);
+    mounts::unmount(&point).unwrap();
+    assert_eq!(found.unwrap(), None);
 }
