@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::Context as _;
 use containerd_shim_protos::api::CreateTaskRequest;
 use containerd_shim_protos::events::task::{
     TaskCreate, TaskDelete, TaskExecAdded, TaskIO, TaskPaused, TaskResumed,
@@ -13,15 +13,16 @@ use containerd_shim_protos::events::task::{
 use containerd_shim_protos::protobuf::MessageField;
 use containerd_shim_protos::topics;
 use kata_agent_protocol::agent::{
-    CreateContainerRequest, OnlineCPUMemRequest, PauseContainerRequest, RemoveContainerRequest,
-    ResumeContainerRequest, SignalProcessRequest, StatsContainerRequest, StatsContainerResponse,
-    UpdateContainerRequest,
+    CreateContainerRequest, PauseContainerRequest, RemoveContainerRequest, ResumeContainerRequest,
+    SignalProcessRequest, StatsContainerRequest, StatsContainerResponse,
 };
-use oci_spec::runtime::{LinuxResources, Spec};
+use kata_config::Limits;
+use oci_spec::runtime::Spec;
 
 use crate::bundle;
 use crate::error::{Kind, TaskError, TaskResult};
 use crate::events::Events;
+use crate::growth;
 use crate::guest::{self, Translate};
 use crate::health;
 use crate::kind::Kind as Part;
@@ -30,6 +31,7 @@ use crate::oci;
 use crate::order;
 use crate::pod::{self, Pod};
 use crate::process::{Exit, Process, State};
+use crate::rootfs;
 use crate::stdio::{Paths, Target};
 
 /// How long the agent may take to send a signal.
@@ -53,6 +55,8 @@ pub struct Container {
     pub init: Arc<Process>,
     execs: StdMutex<BTreeMap<String, Arc<Process>>>,
     is_paused: StdMutex<bool>,
+    /// What it may use.
+    pub(crate) limits: StdMutex<Limits>,
 }
 
 /// Makes the container that `request` describes; the first one brings the pod's VM up.
@@ -82,12 +86,13 @@ async fn create_whole(pod: &Arc<Pod>, request: &CreateTaskRequest) -> TaskResult
     let folder = PathBuf::from(&request.bundle);
     let spec = bundle::read_spec(&folder).map_err(anyhow::Error::from)?;
     let part = bundle::kind_of(&spec).map_err(anyhow::Error::from)?;
+    let mounts = mounts_of(request);
     let is_first = part.is_first() && !pod.is_up().await;
     if is_first {
-        let order = order::of(&request.id, &spec, &request.options)?;
+        let order = order::of(&request.id, &spec, &mounts, &request.options)?;
         pod.up(&order).await?;
     }
-    let made = make(pod, request, &folder, &spec, part).await;
+    let made = make(pod, request, &folder, &spec, &mounts, part).await;
     match made {
         Ok(container) => {
             if is_first {
@@ -96,8 +101,13 @@ async fn create_whole(pod: &Arc<Pod>, request: &CreateTaskRequest) -> TaskResult
             Ok(container)
         }
         Err(error) => {
-            if is_first && let Err(error) = pod.down().await {
-                tracing::error!(error = format!("{error:#}"), "a failed start left something");
+            let undone = match is_first {
+                true => pod.down().await.map_err(TaskError::from),
+                false => rootfs::take_back(pod, &request.id).await,
+            };
+            if let Err(error) = undone {
+                let id = &request.id;
+                tracing::error!(%error, container = %id, "a failed start left something");
             }
             Err(error)
         }
@@ -122,11 +132,22 @@ fn check_id(id: &str) -> TaskResult<()> {
     }
 }
 
+/// The container's root as containerd describes it.
+fn mounts_of(request: &CreateTaskRequest) -> Vec<MountSpec> {
+    let mounts = request.rootfs.iter().map(|mount| MountSpec {
+        kind: mount.type_.clone(),
+        source: mount.source.clone(),
+        options: mount.options.clone(),
+    });
+    mounts.collect()
+}
+
 async fn make(
     pod: &Arc<Pod>,
     request: &CreateTaskRequest,
     folder: &Path,
     spec: &Spec,
+    mounts: &[MountSpec],
     part: Part,
 ) -> TaskResult<Arc<Container>> {
     let id = &request.id;
@@ -138,14 +159,9 @@ async fn make(
         terminal: request.terminal,
     };
     let init = Arc::new(Process::new(target, String::new(), paths, None)?);
-    let outcome = in_guest(pod, request, folder, spec, &part).await;
-    if let Err(error) = outcome {
-        let unshared = pod.with_sandbox(|sandbox| sandbox.share()?.remove_container(id)).await;
-        if let Err(error) = unshared {
-            tracing::error!(%error, container = %id, "a failed container left something mounted");
-        }
-        return Err(error);
-    }
+    let limits = growth::limits_of_spec(spec);
+    growth::grow(pod, limits).await;
+    in_guest(pod, id, folder, spec, mounts, &part).await?;
     let container = Arc::new(Container {
         id: id.clone(),
         bundle: folder.to_owned(),
@@ -153,39 +169,29 @@ async fn make(
         init,
         execs: StdMutex::default(),
         is_paused: StdMutex::default(),
+        limits: StdMutex::new(limits),
     });
     pod.insert(Arc::clone(&container));
     publish_create(pod, request);
     Ok(container)
 }
 
-/// Shares its files and makes it in the guest.
+/// Gives the guest its files and makes it there.
 async fn in_guest(
     pod: &Arc<Pod>,
-    request: &CreateTaskRequest,
+    id: &str,
     folder: &Path,
     spec: &Spec,
+    mounts: &[MountSpec],
     part: &Part,
 ) -> TaskResult<()> {
-    let id = &request.id;
-    let mounts: Vec<_> = request
-        .rootfs
-        .iter()
-        .map(|mount| MountSpec {
-            kind: mount.type_.clone(),
-            source: mount.source.clone(),
-            options: mount.options.clone(),
-        })
-        .collect();
     let config = pod.with_sandbox(|sandbox| Ok(Arc::clone(&sandbox.config))).await?;
     let own = spec.root().as_ref().map_or_else(|| "rootfs".into(), |root| root.path().clone());
-    let rootfs = pod
-        .with_sandbox(|sandbox| sandbox.share()?.add_rootfs(id, &mounts, &folder.join(own)))
-        .await?;
+    let root = rootfs::give(pod, id, mounts, &folder.join(own)).await?;
     let mut guest = guest::translate(
         spec,
         Translate {
-            rootfs: &rootfs,
+            rootfs: &root.path,
             bundle: folder,
             is_sandbox: *part == Part::Sandbox,
             drop_seccomp: config.runtime.disable_guest_seccomp,
@@ -200,10 +206,12 @@ async fn in_guest(
         let source = pod.with_sandbox(|sandbox| sandbox.share()?.add_bind(id, &bind)).await?;
         guest.set_source(index, source);
     }
+    rootfs::give_volumes(pod, id, &mut guest).await?;
     let mut create = CreateContainerRequest::new();
-    create.container_id.clone_from(id);
-    create.exec_id.clone_from(id);
-    create.storages = guest.storages;
+    create.container_id = id.to_owned();
+    create.exec_id = id.to_owned();
+    create.storages = root.storages;
+    create.storages.extend(guest.storages);
     create.OCI = MessageField::some(oci::spec(&guest.spec).map_err(anyhow::Error::from)?);
     create.sandbox_pidns = guest.shares_pids;
     let agent = pod.agent().await?.with_time_limit(config.agent.create_container_timeout);
@@ -432,9 +440,7 @@ impl Container {
                 // Its files are released by the guest's end at the latest.
                 tracing::warn!(%error, container = %self.id, "the guest keeps a container");
             }
-            let unshared =
-                pod.with_sandbox(|sandbox| sandbox.share()?.remove_container(&self.id)).await;
-            match unshared {
+            match rootfs::take_back(pod, &self.id).await {
                 Err(error) if pod.is_up().await => return Err(error),
                 _ => {}
             }
@@ -481,29 +487,6 @@ impl Container {
         Ok(())
     }
 
-    /// Sets new limits inside the guest.
-    ///
-    /// # Errors
-    /// The agent's refusal.
-    pub async fn update(&self, pod: &Pod, resources: &LinuxResources) -> TaskResult<()> {
-        let mut resources = resources.clone();
-        resources.set_devices(None);
-        if let Some(cpu) = resources.cpu_mut() {
-            cpu.set_cpus(None);
-            cpu.set_mems(None);
-        }
-        let agent = pod.agent().await?;
-        let mut request = UpdateContainerRequest::new();
-        request.container_id.clone_from(&self.id);
-        request.resources =
-            MessageField::some(oci::resources(&resources).map_err(anyhow::Error::from)?);
-        agent
-            .update_container(&request)
-            .await
-            .with_context(|| format!("Failed to set the limits of container {}", self.id))?;
-        Ok(())
-    }
-
     /// What it has used.
     ///
     /// # Errors
@@ -516,16 +499,4 @@ impl Container {
         let what = || format!("Failed to read the statistics of container {}", self.id);
         Ok(stats.with_context(what)?)
     }
-}
-
-/// Brings plugged processors and memory into use.
-///
-/// # Errors
-/// The agent's refusal.
-pub async fn online(pod: &Pod, vcpus: u32) -> Result<()> {
-    let mut request = OnlineCPUMemRequest::new();
-    request.wait = false;
-    request.nb_cpus = vcpus;
-    pod.agent().await?.online_cpu_mem(&request).await.context("Failed to use what was plugged")?;
-    Ok(())
 }

@@ -9,18 +9,18 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use containerd_shim_protos::api::DeleteResponse;
 use containerd_shim_protos::protobuf::{Message as _, MessageField};
-use slipway_api::client::Client;
 
 use crate::args::Args;
 use crate::bundle;
+use crate::debts::Debts;
 use crate::events;
 use crate::host::Host;
 use crate::kind::Kind;
 use crate::mounts;
 use crate::persist::{PodDir, Record};
 use crate::process::LOST_STATUS;
-use crate::sandbox;
 use crate::share::Share;
+use crate::undo;
 
 /// Cleans up and returns what to print.
 ///
@@ -73,11 +73,15 @@ pub async fn clean(host: &Host, id: &str, folder: &Path) -> Result<()> {
     if is_served(&record) {
         // It was killed or hangs: containerd has given it up, and its VM must not go on.
         if let Some(shim) = &record.shim {
-            sandbox::kill(shim).await?;
+            undo::kill(shim).await?;
         }
     }
-    let switch = record.switch.clone().map(Client::new);
-    sandbox::undo(&record, &dir, &share, switch.as_ref()).await.and(damage)
+    let debts = Debts::of(&host.debts);
+    let outcome = undo::all(&record, &dir, &share, &debts).await;
+    if let Err(error) = debts.pay().await {
+        tracing::warn!(error = format!("{error:#}"), "pods that ended are still attached");
+    }
+    outcome.and(damage)
 }
 
 /// Whether the shim of the record runs, and is not us.

@@ -168,6 +168,16 @@ impl GuestContainer {
         Some(mount)
     }
 
+    /// Makes mount `index` a bind of what the guest has mounted on `source`.
+    pub fn set_bind(&mut self, index: usize, source: String, is_read_only: bool) {
+        if let Some(mount) = self.spec.mounts_mut().as_mut().and_then(|list| list.get_mut(index)) {
+            let access = if is_read_only { "ro" } else { "rw" };
+            mount.set_typ(Some("bind".to_owned()));
+            mount.set_source(Some(source.into()));
+            mount.set_options(Some(vec!["rbind".to_owned(), access.to_owned()]));
+        }
+    }
+
     /// Says where the guest finds what was shared for mount `index`.
     pub fn set_source(&mut self, index: usize, source: String) {
         if let Some(mount) = self.spec.mounts_mut().as_mut().and_then(|list| list.get_mut(index)) {

@@ -11,7 +11,7 @@ use vmm_glue::cloud_hypervisor::{self, CloudHypervisor};
 use vmm_glue::qemu::Qemu;
 
 use crate::args::Args;
-use crate::{persist, share, vm};
+use crate::{debts, persist, share, vm};
 
 /// Where acceleration that was found by trial is remembered.
 const CACHE: &str = "/run/slipway";
@@ -23,6 +23,8 @@ pub struct Host {
     pub pods: PathBuf,
     /// Folders shared with guests.
     pub shares: PathBuf,
+    /// What pods that ended have still attached.
+    pub debts: PathBuf,
     /// Which containerd asks, and in which of its namespaces: names are its own there, while pods of
     /// all of them share our folders. `None`: not known.
     pub engine: Option<String>,
@@ -32,8 +34,13 @@ pub struct Host {
 
 impl Default for Host {
     fn default() -> Self {
-        let (pods, shares) = (persist::BASE.into(), share::BASE.into());
-        Self { pods, shares, engine: None, vmm: None }
+        Self {
+            pods: persist::BASE.into(),
+            shares: share::BASE.into(),
+            debts: debts::BASE.into(),
+            engine: None,
+            vmm: None,
+        }
     }
 }
 

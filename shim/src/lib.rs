@@ -9,10 +9,10 @@
 //! |---|---|
 //! | [`args`], [`bootstrap`], [`delete`], [`serve`], [`telemetry`] | being a shim |
 //! | [`task`], [`sandbox_api`], [`events`], [`error`], [`stats`] | containerd's words |
-//! | [`pod`], [`container`], [`process`], [`stdio`], [`health`] | state, and what may follow on what |
-//! | [`sandbox`], [`host`], [`stages`], [`persist`] | bringing a VM up, and everything down again |
+//! | [`pod`], [`container`], [`process`], [`stdio`], [`health`], [`growth`] | state, and what may follow on what |
+//! | [`sandbox`], [`prepare`], [`undo`], [`host`], [`stages`], [`persist`], [`debts`] | bringing a VM up, and everything down again |
 //! | [`bundle`], [`clock`], [`kind`], [`order`], [`guest`], [`oci`], [`vm`] | translation, without effects |
-//! | [`share`], [`mounts`], [`cgroup`], [`network`] | what a pod uses of the host |
+//! | [`rootfs`], [`share`], [`disks`], [`mounts`], [`cgroup`], [`network`] | what a pod uses of the host |
 //!
 //! # What it never does
 //! Open a netlink socket: every process of a pod's way installs a seccomp filter that refuses it.
@@ -24,9 +24,12 @@ pub mod bundle;
 pub mod cgroup;
 pub mod clock;
 pub mod container;
+pub mod debts;
 pub mod delete;
+pub mod disks;
 pub mod error;
 pub mod events;
+pub mod growth;
 pub mod guest;
 pub mod health;
 pub mod host;
@@ -37,7 +40,9 @@ pub mod oci;
 pub mod order;
 pub mod persist;
 pub mod pod;
+pub mod prepare;
 pub mod process;
+pub mod rootfs;
 pub mod sandbox;
 pub mod sandbox_api;
 pub mod serve;
@@ -47,4 +52,5 @@ pub mod stats;
 pub mod stdio;
 pub mod task;
 pub mod telemetry;
+pub mod undo;
 pub mod vm;

@@ -74,6 +74,13 @@ pub fn mount_spec(spec: &MountSpec, target: &Path) -> Result<()> {
     if data.len() > MAX_DATA_BYTES {
         bail!("{}: its options have {} bytes, and the kernel takes 4095", what(), data.len());
     }
+    if spec.options.iter().any(|option| option == "loop") {
+        bail!(
+            "{}: the option `loop` takes a disk image, which is given to the VM; with \
+             disable_block_device_use = true there is nobody to do that: leave it false",
+            what()
+        );
+    }
     let data = (!data.is_empty()).then_some(data.as_str());
     let is_bind = flags.contains(MsFlags::MS_BIND);
     let first = if is_bind { flags & (MsFlags::MS_BIND | MsFlags::MS_REC) } else { flags };

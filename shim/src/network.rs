@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
+use ipnet::IpNet;
 use kata_agent_protocol::agent::{ARPNeighbors, Routes};
 use kata_agent_protocol::protobuf::{EnumOrUnknown, MessageField};
 use kata_agent_protocol::types::{ARPNeighbor, IPAddress, IPFamily, Interface, Route};
@@ -152,7 +153,8 @@ impl PodNetwork {
     }
 
     fn add(&mut self, attachment: &Attachment) {
-        let mut nic = NicSpec::new(&attachment.socket, MacAddr(attachment.mac.0));
+        let mac = MacAddr(attachment.mac.0);
+        let mut nic = NicSpec::new(&attachment.socket, mac);
         nic.queue_pairs = attachment.queue_pairs;
         nic.mode = match attachment.mode {
             PortMode::Listen => SocketMode::SwitchListens,
@@ -161,36 +163,18 @@ impl PodNetwork {
         };
         self.nics.push(nic);
 
-        let mut interface = Interface::new();
-        interface.device = attachment.interface.clone();
-        interface.name = attachment.interface.clone();
-        interface.mtu = attachment.mtu.into();
-        interface.hwAddr = attachment.mac.to_string();
-        for address in &attachment.addresses {
-            interface
-                .IPAddresses
-                .push(address_of(address.addr(), &address.prefix_len().to_string()));
-        }
-        self.interfaces.push(interface);
-
-        for route in &attachment.routes {
-            let mut message = Route::new();
-            let is_default = route.destination.prefix_len() == 0;
-            message.dest = if is_default { String::new() } else { route.destination.to_string() };
-            message.gateway = route.gateway.map(|gateway| gateway.to_string()).unwrap_or_default();
-            message.device = attachment.interface.clone();
-            message.family = EnumOrUnknown::new(family(route.destination.addr()));
+        let name = &attachment.interface;
+        self.interfaces.push(interface(name, mac, attachment.mtu.into(), &attachment.addresses));
+        for given in &attachment.routes {
+            let mut route = route(name, given.destination, given.gateway);
             // Scope: 0 beyond a gateway, 253 on the link (rtnetlink(7)).
-            message.scope = if route.gateway.is_some() { 0 } else { 253 };
-            self.routes.Routes.push(message);
+            route.scope = if given.gateway.is_some() { 0 } else { 253 };
+            self.routes.Routes.push(route);
         }
-        for neighbour in &attachment.neighbours {
-            let mut message = ARPNeighbor::new();
-            message.toIPAddress = MessageField::some(address_of(neighbour.address, ""));
-            message.device = attachment.interface.clone();
-            message.lladdr = neighbour.mac.to_string();
-            message.state = PERMANENT;
-            self.neighbours.ARPNeighbors.push(message);
+        for given in &attachment.neighbours {
+            let mut neighbour = neighbour(name, given.address, MacAddr(given.mac.0));
+            neighbour.state = PERMANENT;
+            self.neighbours.ARPNeighbors.push(neighbour);
         }
         let dns = &attachment.dns;
         let mut lines: Vec<_> =
@@ -239,38 +223,22 @@ impl PodNetwork {
         }
         self.nics.push(nic);
 
-        let mut interface = Interface::new();
-        interface.device.clone_from(&device.name);
-        interface.name.clone_from(&device.name);
-        interface.mtu = device.mtu.into();
-        interface.hwAddr = mac.to_string();
-        for address in &device.addresses {
-            let mask = address.prefix_len().to_string();
-            interface.IPAddresses.push(address_of(address.addr(), &mask));
+        let name = &device.name;
+        self.interfaces.push(interface(name, mac, device.mtu.into(), &device.addresses));
+        for given in device.routes {
+            let mut route = route(name, given.destination, given.gateway);
+            route.source = given.source.map(|ip| ip.to_string()).unwrap_or_default();
+            route.scope = given.scope.into();
+            route.flags = given.flags;
+            route.mtu = given.mtu.unwrap_or_default();
+            self.routes.Routes.push(route);
         }
-        self.interfaces.push(interface);
-        for route in device.routes {
-            let mut message = Route::new();
-            let is_default = route.destination.prefix_len() == 0;
-            message.dest = if is_default { String::new() } else { route.destination.to_string() };
-            message.gateway = route.gateway.map(|ip| ip.to_string()).unwrap_or_default();
-            message.source = route.source.map(|ip| ip.to_string()).unwrap_or_default();
-            message.device.clone_from(&device.name);
-            message.family = EnumOrUnknown::new(family(route.destination.addr()));
-            message.scope = route.scope.into();
-            message.flags = route.flags;
-            message.mtu = route.mtu.unwrap_or_default();
-            self.routes.Routes.push(message);
-        }
-        for neighbour in device.neighbours {
-            let mut message = ARPNeighbor::new();
-            message.toIPAddress = MessageField::some(address_of(neighbour.address, ""));
-            message.device.clone_from(&device.name);
-            message.lladdr = MacAddr(neighbour.mac).to_string();
-            message.state = neighbour.state.into();
+        for given in device.neighbours {
+            let mut neighbour = neighbour(name, given.address, MacAddr(given.mac));
+            neighbour.state = given.state.into();
             // Eight bits of the kernel's; the file's type is wider than its values.
-            message.flags = i32::try_from(neighbour.flags).unwrap_or_default();
-            self.neighbours.ARPNeighbors.push(message);
+            neighbour.flags = i32::try_from(given.flags).unwrap_or_default();
+            self.neighbours.ARPNeighbors.push(neighbour);
         }
     }
 }
@@ -285,6 +253,36 @@ fn private_mac(sandbox: &str, index: usize) -> [u8; 6] {
     // Bit 1: locally administered, bit 0: not a group (IEEE 802, section 8.2).
     mac[0] = (mac[0] & 0xfc) | 0x02;
     mac
+}
+
+/// An interface of the guest, which finds it by its MAC address.
+fn interface(name: &str, mac: MacAddr, mtu: u64, addresses: &[IpNet]) -> Interface {
+    let mut message = Interface::new();
+    message.device = name.to_owned();
+    message.name = name.to_owned();
+    message.mtu = mtu;
+    message.hwAddr = mac.to_string();
+    let address = |net: &IpNet| address_of(net.addr(), &net.prefix_len().to_string());
+    message.IPAddresses = addresses.iter().map(address).collect();
+    message
+}
+
+fn route(device: &str, destination: IpNet, gateway: Option<IpAddr>) -> Route {
+    let mut message = Route::new();
+    let is_default = destination.prefix_len() == 0;
+    message.dest = if is_default { String::new() } else { destination.to_string() };
+    message.gateway = gateway.map(|gateway| gateway.to_string()).unwrap_or_default();
+    message.device = device.to_owned();
+    message.family = EnumOrUnknown::new(family(destination.addr()));
+    message
+}
+
+fn neighbour(device: &str, address: IpAddr, mac: MacAddr) -> ARPNeighbor {
+    let mut message = ARPNeighbor::new();
+    message.toIPAddress = MessageField::some(address_of(address, ""));
+    message.device = device.to_owned();
+    message.lladdr = mac.to_string();
+    message
 }
 
 fn family(address: IpAddr) -> IPFamily {

@@ -11,7 +11,10 @@ use kata_config::{Host, InternetworkingModel, KataConfig, Limits};
 use oci_spec::runtime::Spec;
 
 use crate::bundle;
+use crate::disks;
+use crate::growth;
 use crate::kind::Kind;
+use crate::mounts::MountSpec;
 use crate::network;
 use crate::sandbox::Order;
 
@@ -20,16 +23,17 @@ const OPTIONS: [&str; 2] = ["runtimeoptions.v1.Options", "cri.runtimeoptions.v1.
 /// Field `config_path` of these options, as a tag: number 2, length-delimited.
 const CONFIG_PATH_TAG: u32 = 2 << 3 | 2;
 
-/// What the pod of `spec` needs.
+/// What the pod needs whose first container has this `spec` and `root`.
 ///
 /// # Errors
 /// A configuration, annotation or namespace that cannot be honoured, with its name.
-pub fn of(id: &str, spec: &Spec, options: &MessageField<Any>) -> Result<Order> {
+pub fn of(id: &str, spec: &Spec, root: &[MountSpec], options: &MessageField<Any>) -> Result<Order> {
     let annotations: BTreeMap<String, String> =
         spec.annotations().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect();
     let mut config = configuration(options.as_ref(), &annotations)?;
-    let limits = match bundle::kind_of(spec)? {
-        Kind::Single => limits_of(spec),
+    let kind = bundle::kind_of(spec)?;
+    let limits = match kind {
+        Kind::Single => growth::limits_of_spec(spec),
         _ => Limits::from_annotations(&annotations)?,
     };
     size(&mut config, limits)?;
@@ -38,7 +42,9 @@ pub fn of(id: &str, spec: &Spec, options: &MessageField<Any>) -> Result<Order> {
     let cgroup = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().clone());
     let hostname = spec.hostname().clone().unwrap_or_default();
     let resolv_conf = resolv_conf(spec);
-    Ok(Order { id: id.to_owned(), config, network, cgroup, hostname, resolv_conf })
+    let mounts = spec.mounts().as_deref().unwrap_or_default();
+    let disk_slots = disks::slots(&config, root, (kind == Kind::Single).then_some(mounts))?;
+    Ok(Order { id: id.to_owned(), config, network, cgroup, hostname, resolv_conf, disk_slots })
 }
 
 /// The configuration that options and annotations ask for.
@@ -86,18 +92,6 @@ fn size(config: &mut KataConfig, limits: Limits) -> Result<()> {
         );
     }
     Ok(())
-}
-
-/// What a container without a pod may use.
-fn limits_of(spec: &Spec) -> Limits {
-    let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
-    let cpu = resources.and_then(|resources| resources.cpu().as_ref());
-    let memory = resources.and_then(|resources| resources.memory().as_ref());
-    Limits::new(
-        cpu.and_then(|cpu| cpu.quota()).unwrap_or_default(),
-        cpu.and_then(|cpu| cpu.period()).unwrap_or_default(),
-        memory.and_then(|memory| memory.limit()).unwrap_or_default(),
-    )
 }
 
 /// `config_path` of the runtime options; options of another runtime name none.

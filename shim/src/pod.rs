@@ -24,6 +24,7 @@ use vmm_glue::agent::Agent;
 use vmm_glue::sharefs::Virtiofsd;
 
 use crate::container::Container;
+use crate::debts::Debts;
 use crate::error::{TaskError, TaskResult};
 use crate::events::Events;
 use crate::host::Host;
@@ -47,6 +48,8 @@ pub struct Pod {
     sandbox: RwLock<Option<Sandbox>>,
     /// One container is created at a time: the first one brings the VM up.
     pub(crate) creating: Mutex<()>,
+    /// The VM grows for one container at a time.
+    pub(crate) growing: Mutex<()>,
     containers: StdMutex<BTreeMap<String, Arc<Container>>>,
     vmm_pid: watch::Sender<u32>,
     /// Whoever asked for the pod will say when its shim may go.
@@ -66,6 +69,7 @@ impl Pod {
             host,
             sandbox: RwLock::default(),
             creating: Mutex::default(),
+            growing: Mutex::default(),
             containers: StdMutex::default(),
             vmm_pid: watch::Sender::new(0),
             is_kept: AtomicBool::new(false),
@@ -196,6 +200,7 @@ impl Pod {
             tokio::spawn(Arc::clone(self).watch_share(virtiofsd, vm));
         }
         tokio::spawn(Arc::clone(self).watch_memory(agent.clone()));
+        tokio::spawn(pay(Debts::of(&self.host.debts)));
         let limit = order.config.agent.health_check_request_timeout;
         tokio::spawn(health::watch(agent, health::EVERY, limit, health::log));
         Ok(())
@@ -323,6 +328,13 @@ impl Pod {
         let outcome = sandbox.down().await;
         *slot = None;
         outcome
+    }
+}
+
+/// Gives back what earlier pods could not. Nobody waits for it.
+async fn pay(debts: Debts) {
+    if let Err(error) = debts.pay().await {
+        tracing::warn!(error = format!("{error:#}"), "pods that ended are still attached");
     }
 }
 

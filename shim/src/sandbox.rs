@@ -16,11 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use kata_agent_protocol::agent::{
-    AddARPNeighborsRequest, CreateSandboxRequest, KernelModule, Storage, UpdateInterfaceRequest,
-    UpdateRoutesRequest,
-};
-use kata_agent_protocol::protobuf::MessageField;
+use kata_agent_protocol::agent::RemoveContainerRequest;
 use kata_config::{KataConfig, SharedFs};
 use slipway_api::client::Client;
 use tokio::sync::Mutex;
@@ -31,16 +27,19 @@ use vmm_glue::{AgentChannel, ShareSpec, Vm, VmSpec};
 
 use crate::cgroup::{CgroupPath, Origin};
 use crate::clock;
-use crate::guest::SHM;
+use crate::debts::Debts;
+use crate::disks::Disks;
 use crate::host::Host;
 use crate::network::{self, PodNetwork, Wish};
 use crate::persist::{PodDir, Process, Record};
+use crate::prepare;
 use crate::share::{self, Share};
 use crate::stages::{self, Stages};
+use crate::undo::{self, Outcome};
 use crate::vm;
 
-/// The size of `/dev/shm` in bytes, as container engines have it.
-const SHM_BYTES: u64 = 64 << 20;
+/// How long the guest may take to write to its disks what it has in memory.
+const FLUSH_LIMIT: Duration = Duration::from_secs(10);
 
 /// What a sandbox is started with.
 #[derive(Debug)]
@@ -57,6 +56,8 @@ pub struct Order {
     pub hostname: String,
     /// Lines of resolv.conf that the engine gives it; empty: those of its network.
     pub resolv_conf: Vec<String>,
+    /// How many disks it may be given while it runs.
+    pub disk_slots: u16,
 }
 
 /// What was made so far. Everything in it can be undone.
@@ -66,12 +67,14 @@ pub struct Sandbox {
     dir: PodDir,
     share: Share,
     record: Mutex<Record>,
+    debts: Debts,
     origin: Origin,
     switch: Client,
     virtiofsd: Option<Arc<Virtiofsd>>,
     vsock: Option<VsockDevice>,
     vm: Option<Arc<dyn Vm>>,
     agent: Option<Agent>,
+    disks: Arc<Disks>,
     /// The VMM's pid, once it runs.
     pub pid: u32,
     /// What the pod is to be.
@@ -95,12 +98,14 @@ impl Sandbox {
             dir: PodDir::of(&host.pods, &order.id),
             share: Share::of(&host.shares, &order.id),
             record: Mutex::default(),
+            debts: Debts::of(&host.debts),
             origin: Origin::of_self(),
             switch: Client::new(&order.config.slipway.socket),
             virtiofsd: None,
             vsock: None,
             vm: None,
             agent: None,
+            disks: Arc::default(),
             pid: 0,
             config: Arc::new(order.config.clone()),
             stages: Stages::begin(),
@@ -135,8 +140,7 @@ impl Sandbox {
             );
         }
         tracing::warn!(pod = %self.id, "what an earlier pod of this name left is cleaned up");
-        let switch = record.switch.clone().map(Client::new);
-        undo(&record, &self.dir, &self.share, switch.as_ref())
+        undo::all(&record, &self.dir, &self.share, &self.debts)
             .await
             .with_context(|| format!("Failed to clean up after an earlier pod {}", self.id))
     }
@@ -152,6 +156,12 @@ impl Sandbox {
             record.switch = Some(config.slipway.socket.clone());
             self.dir.write(&record)?;
         }
+        let inherited = self.debts.hand_over(&order.id, async |interfaces| {
+            let mut record = self.record.lock().await;
+            record.own_interfaces = interfaces;
+            self.dir.write(&record)
+        });
+        inherited.await?;
 
         let began = clock::instant();
         let network = self.attach(order).await?;
@@ -162,7 +172,8 @@ impl Sandbox {
         self.stages.add("Cgroup", began.elapsed());
 
         let began = clock::instant();
-        let spec = self.attach_files(host, config, &network).await?;
+        let mut spec = self.attach_files(host, config, &network).await?;
+        spec.disk_slots = order.disk_slots;
         self.stages.add("AttachIf", began.elapsed());
 
         let began = clock::instant();
@@ -170,7 +181,7 @@ impl Sandbox {
         self.stages.add("StartVM", began.elapsed());
 
         let began = clock::instant();
-        prepare_guest(&agent, order, &network, self.has_share()).await?;
+        prepare::guest(&agent, order, &network, self.has_share()).await?;
         self.stages.add("Guest", began.elapsed());
         self.agent = Some(agent);
 
@@ -179,7 +190,8 @@ impl Sandbox {
         std::fs::write(&path, text).with_context(|| format!("Failed to write {}", path.display()))
     }
 
-    fn has_share(&self) -> bool {
+    /// Whether a folder is shared with the guest.
+    pub fn has_share(&self) -> bool {
         self.config.hypervisor.shared_fs == SharedFs::VirtioFs
     }
 
@@ -196,17 +208,22 @@ impl Sandbox {
                 Ok(PodNetwork::of(&attachments))
             }
             Wish::Own => {
-                {
+                let own = network::OWN_INTERFACE.to_owned();
+                let is_inherited = {
                     let mut record = self.record.lock().await;
-                    record.own_interfaces.push(network::OWN_INTERFACE.to_owned());
-                    self.dir.write(&record)?;
-                }
+                    let is_inherited = record.own_interfaces.contains(&own);
+                    if !is_inherited {
+                        record.own_interfaces.push(own);
+                        self.dir.write(&record)?;
+                    }
+                    is_inherited
+                };
                 let network = order.config.slipway.network.clone();
                 let queue_pairs = u16::try_from(queue_pairs).ok();
                 match network::attach(&self.switch, &order.id, network, queue_pairs).await {
                     Ok(attachment) => Ok(PodNetwork::of(&[attachment])),
                     Err(failed) => {
-                        if failed.is_undone {
+                        if failed.is_undone && !is_inherited {
                             self.record.lock().await.own_interfaces.clear();
                         }
                         Err(failed.error)
@@ -324,6 +341,11 @@ impl Sandbox {
         self.virtiofsd.clone()
     }
 
+    /// What is plugged into the VM.
+    pub fn disks(&self) -> Arc<Disks> {
+        Arc::clone(&self.disks)
+    }
+
     /// The folder shared with the guest.
     ///
     /// # Errors
@@ -335,13 +357,29 @@ impl Sandbox {
         )
     }
 
+    /// Lets the guest unmount its disks: what containers wrote there is in its memory still. A guest
+    /// that is gone cannot, and its file systems are as after a loss of power.
+    async fn flush(&self, agent: &Agent) {
+        for id in self.disks.containers().await {
+            let mut request = RemoveContainerRequest::new();
+            request.container_id.clone_from(&id);
+            if let Err(error) = agent.remove_container(&request).await {
+                tracing::warn!(%error, container = %id, "the guest did not unmount its disks");
+            }
+        }
+    }
+
     /// Takes everything down. May be called again; what is gone is not missed.
     ///
     /// # Errors
     /// The first step that failed; the others were done.
     pub async fn down(&mut self) -> Result<()> {
         let mut outcome = Outcome(Ok(()));
-        self.agent = None;
+        if let Some(agent) = self.agent.take()
+            && tokio::time::timeout(FLUSH_LIMIT, self.flush(&agent)).await.is_err()
+        {
+            tracing::warn!(pod = %self.id, "the guest did not unmount its disks in time");
+        }
         if let Some(vm) = self.vm.take() {
             outcome.note(vm.stop(Duration::ZERO).await.map(drop).map_err(Into::into));
         }
@@ -353,165 +391,7 @@ impl Sandbox {
         }
         self.origin.restore();
         let record = self.record.lock().await.clone();
-        outcome.note(undo(&record, &self.dir, &self.share, Some(&self.switch)).await);
+        outcome.note(undo::all(&record, &self.dir, &self.share, &self.debts).await);
         outcome.0
     }
-}
-
-/// The first of several failures.
-struct Outcome(Result<()>);
-
-impl Outcome {
-    fn note(&mut self, step: Result<()>) {
-        if let Err(error) = step {
-            tracing::error!(error = format!("{error:#}"), "a step of taking a pod down failed");
-            if self.0.is_ok() {
-                self.0 = Err(error);
-            }
-        }
-    }
-}
-
-/// Undoes what a record and the places of a sandbox know of: after a crash this is all there is.
-///
-/// # Errors
-/// The first step that failed; the others were done, and the record stays.
-pub async fn undo(
-    record: &Record,
-    dir: &PodDir,
-    share: &Share,
-    switch: Option<&Client>,
-) -> Result<()> {
-    let mut outcome = Outcome(Ok(()));
-    for process in record.processes.iter().rev().filter(|process| process.is_alive()) {
-        outcome.note(kill(process).await);
-    }
-    outcome.note(share.remove());
-    if let Some(switch) = switch {
-        for interface in &record.own_interfaces {
-            outcome.note(network::detach(switch, &record.id, interface).await);
-        }
-    }
-    if let Some(cgroup) = &record.cgroup {
-        outcome.note(remove_cgroup(cgroup).await);
-    }
-    if outcome.0.is_ok() {
-        outcome.note(dir.remove());
-    }
-    outcome.0
-}
-
-/// Between two tries to remove a cgroup, and how many there are: processes that nobody waits for, such
-/// as those that the kernel killed with their shim, may take a while to go.
-const CGROUP_RETRY: Duration = Duration::from_millis(100);
-const CGROUP_TRIES: u32 = 20;
-
-/// Kills what is left in a cgroup, and removes it.
-async fn remove_cgroup(cgroup: &CgroupPath) -> Result<()> {
-    for _ in 1..CGROUP_TRIES {
-        if cgroup.remove().is_ok() {
-            return Ok(());
-        }
-        tokio::time::sleep(CGROUP_RETRY).await;
-    }
-    cgroup.remove()
-}
-
-/// How long a killed process may take to be gone.
-const KILL_LIMIT: Duration = Duration::from_secs(3);
-
-/// Kills a process and waits until it is gone.
-///
-/// # Errors
-/// It does not end.
-pub async fn kill(process: &Process) -> Result<()> {
-    use nix::sys::signal::{Signal, kill};
-    let pid = i32::try_from(process.pid).context("A process id beyond 2^31")?;
-    // Whether it is gone shows below.
-    kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL).ok();
-    let gone = async {
-        while process.is_alive() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(KILL_LIMIT, gone).await.with_context(|| {
-        format!("Process {pid} was killed, but does not end; look at /proc/{pid}/stack")
-    })
-}
-
-/// The calls between the agent's first answer and the first container. Interfaces do not wait for
-/// the sandbox, nor the sandbox for them.
-async fn prepare_guest(
-    agent: &Agent,
-    order: &Order,
-    network: &PodNetwork,
-    has_share: bool,
-) -> Result<()> {
-    let sandbox = create_sandbox(agent, order, network, has_share);
-    let interfaces = async {
-        for interface in &network.interfaces {
-            let mut request = UpdateInterfaceRequest::new();
-            request.interface = MessageField::some(interface.clone());
-            agent.update_interface(&request).await.with_context(|| {
-                format!("Failed to set up the guest's interface {}", interface.name)
-            })?;
-        }
-        if !network.neighbours.ARPNeighbors.is_empty() {
-            let mut request = AddARPNeighborsRequest::new();
-            request.neighbors = MessageField::some(network.neighbours.clone());
-            agent
-                .add_arp_neighbors(&request)
-                .await
-                .context("Failed to set the guest's neighbours")?;
-        }
-        if !network.routes.Routes.is_empty() {
-            let mut request = UpdateRoutesRequest::new();
-            request.routes = MessageField::some(network.routes.clone());
-            agent.update_routes(&request).await.context("Failed to set the guest's routes")?;
-        }
-        Ok(())
-    };
-    tokio::try_join!(sandbox, interfaces).map(drop)
-}
-
-async fn create_sandbox(
-    agent: &Agent,
-    order: &Order,
-    network: &PodNetwork,
-    has_share: bool,
-) -> Result<()> {
-    let mut request = CreateSandboxRequest::new();
-    request.sandbox_id.clone_from(&order.id);
-    // The kernel's limit (gethostname(2)).
-    request.hostname = order.hostname.chars().take(64).collect();
-    request.dns.clone_from(match order.resolv_conf.is_empty() {
-        true => &network.resolv_conf,
-        false => &order.resolv_conf,
-    });
-    request.guest_hook_path.clone_from(&order.config.hypervisor.guest_hook_path);
-    for line in &order.config.agent.kernel_modules {
-        let mut words = line.split_ascii_whitespace().map(str::to_owned);
-        let mut module = KernelModule::new();
-        module.name = words.next().unwrap_or_default();
-        module.parameters = words.collect();
-        request.kernel_modules.push(module);
-    }
-    if has_share {
-        let mut storage = Storage::new();
-        storage.driver = "virtio-fs".to_owned();
-        storage.source = share::TAG.to_owned();
-        storage.fstype = "virtiofs".to_owned();
-        storage.mount_point = share::GUEST.to_owned();
-        request.storages.push(storage);
-    }
-    let mut shm = Storage::new();
-    shm.driver = "ephemeral".to_owned();
-    shm.source = "shm".to_owned();
-    shm.fstype = "tmpfs".to_owned();
-    shm.mount_point = SHM.to_owned();
-    shm.options = ["noexec", "nosuid", "nodev", "mode=1777"].map(str::to_owned).to_vec();
-    shm.options.push(format!("size={SHM_BYTES}"));
-    request.storages.push(shm);
-    agent.create_sandbox(&request).await.context("Failed to create the sandbox in the guest")?;
-    Ok(())
 }

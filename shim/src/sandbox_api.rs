@@ -17,6 +17,7 @@ use kata_agent_protocol::protobuf::well_known_types::timestamp::Timestamp;
 use kata_config::InternetworkingModel;
 use tokio::sync::{Mutex, watch};
 
+use crate::disks;
 use crate::error::{Kind, TaskError, TaskResult};
 use crate::events;
 use crate::network::Wish;
@@ -70,6 +71,7 @@ impl SandboxService {
             path => Wish::Cni { netns: path.into() },
         };
         let name = annotations.get("io.kubernetes.cri.sandbox-name").cloned();
+        let disk_slots = disks::slots(&config, &[], None)?;
         Ok(Order {
             id: request.sandbox_id.clone(),
             config,
@@ -77,6 +79,7 @@ impl SandboxService {
             cgroup: None,
             hostname: name.unwrap_or_default(),
             resolv_conf: Vec::new(),
+            disk_slots,
         })
     }
 }

@@ -26,6 +26,11 @@ pub const GUEST: &str = "/run/kata-containers/shared/containers";
 /// The share's virtio-fs tag.
 pub const TAG: &str = "kataShared";
 
+/// Where the guest finds the root of container `id`.
+pub fn guest_rootfs(id: &str) -> String {
+    format!("{GUEST}/{id}/rootfs")
+}
+
 /// The shared folder of one sandbox.
 #[derive(Clone, Debug)]
 pub struct Share {
@@ -90,7 +95,15 @@ impl Share {
             drop(self.remove_container(id));
             return Err(error);
         }
-        Ok(format!("{GUEST}/{id}/rootfs"))
+        Ok(guest_rootfs(id))
+    }
+
+    /// Makes the folder that the guest mounts the root of container `id` on.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn add_mount_point(&self, id: &str) -> Result<()> {
+        make_folder(&self.mounts().join(id).join("rootfs"))
     }
 
     /// Shares `sandbox_bind_mounts` with the guest: files and folders of the host that belong to no

@@ -7,11 +7,13 @@ use kata_config::{CacheMode, HypervisorKind, KataConfig, LogLevel, MachineType};
 use vmm_glue::accel::Accel;
 use vmm_glue::agent::AgentAddress;
 use vmm_glue::vsock::{FIRST_CID, VmmKind, VsockDevice, VsockDeviceSpec, pick_channel};
-use vmm_glue::{AgentChannel, DiskSpec, Machine, Mib, VmSpec, sharefs};
+use vmm_glue::{AgentChannel, DiskSpec, HOTPLUG_UNIT, Machine, Mib, VmSpec, sharefs};
 
 /// What to do about a configuration without a kernel.
 pub const NO_KERNEL: &str = "The configuration names no guest kernel: set `kernel` and `initrd` \
      or `image` under [hypervisor.qemu] in configuration.toml";
+/// What a VM can have (see [`VmSpec::vcpus`]).
+const MAX_VCPUS: u32 = 254;
 /// As much of an id as people read.
 const NAME_CHARS: usize = 12;
 /// For every guest. `net.ifnames=0`: interfaces have the names we give them.
@@ -36,6 +38,13 @@ pub fn spec(id: &str, dir: &Path, config: &KataConfig, accel: Accel) -> Result<V
     let kernel = hypervisor.kernel.clone().context(NO_KERNEL)?;
     spec.kernel = Some(present("kernel", kernel)?);
     let mut parameters = vec![KERNEL_PARAMS.to_owned()];
+    if grows(config) {
+        spec.vcpus_max = most_vcpus(hypervisor.default_maxvcpus).filter(|max| *max > spec.vcpus);
+        spec.memory_max =
+            most_memory(hypervisor.default_maxmemory_mib).filter(|max| *max > spec.memory);
+        // Memory that appears is in use without the agent's help, which looks for it once.
+        parameters.push("memhp_default_state=online".to_owned());
+    }
     if !hypervisor.enable_debug {
         parameters.push("quiet".to_owned());
     }
@@ -70,6 +79,31 @@ pub fn spec(id: &str, dir: &Path, config: &KataConfig, accel: Accel) -> Result<V
     parameters.push(hypervisor.kernel_params.clone());
     spec.cmdline = parameters.join(" ").trim_end().to_owned();
     Ok(spec)
+}
+
+/// Whether the VM is to grow with its containers, and can. A microvm cannot: its containers' limits hold
+/// in it all the same.
+fn grows(config: &KataConfig) -> bool {
+    if config.runtime.static_sandbox_resource_mgmt {
+        return false;
+    }
+    let can = config.hypervisor.machine_type == MachineType::Q35;
+    if !can {
+        tracing::warn!(
+            "static_sandbox_resource_mgmt is false, but the machine \"microvm\" cannot grow"
+        );
+    }
+    can
+}
+
+fn most_vcpus(count: u32) -> Option<u16> {
+    u16::try_from(count.min(MAX_VCPUS)).ok()
+}
+
+/// Down to a whole number of what can be plugged.
+pub(crate) fn most_memory(mib: u64) -> Option<Mib> {
+    let unit = u64::from(HOTPLUG_UNIT.get());
+    u32::try_from(mib / unit * unit).ok().map(Mib::new)
 }
 
 /// A whole number of virtual CPUs.

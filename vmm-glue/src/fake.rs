@@ -71,6 +71,7 @@ struct Running {
     name: String,
     exit: watch::Sender<Option<ExitReport>>,
     console: (Console, Feed),
+    guest: Arc<Mutex<Guest>>,
 }
 
 impl FakeVmm {
@@ -98,6 +99,22 @@ impl FakeVmm {
     /// The names of the VMs that have not ended.
     pub fn running(&self) -> Vec<String> {
         self.state().running.values().map(|vm| vm.name.clone()).collect()
+    }
+
+    /// The disks that are plugged into the VM `name`.
+    pub fn disks(&self, name: &str) -> Vec<DiskSpec> {
+        self.look(name, |guest| guest.disks.iter().flatten().cloned().collect()).unwrap_or_default()
+    }
+
+    /// Virtual CPUs and memory of the VM `name` as they are now; `None` if it does not run.
+    pub fn size(&self, name: &str) -> Option<(u16, Mib)> {
+        self.look(name, |guest| (guest.vcpus, guest.memory))
+    }
+
+    fn look<T>(&self, name: &str, look: impl FnOnce(&Guest) -> T) -> Option<T> {
+        let state = self.state();
+        let vm = state.running.values().find(|vm| vm.name == name)?;
+        Some(look(&vm.guest.lock().unwrap_or_else(PoisonError::into_inner)))
     }
 
     /// Ends a VM from outside, as a crash or a guest's power-off does. Returns whether it ran.
@@ -132,7 +149,7 @@ impl State {
     fn end(&mut self, pid: u32, cause: ExitCause) -> bool {
         let ended = self.running.remove(&pid);
         let was_running = ended.is_some();
-        if let Some(Running { name, exit, console: (console, _feed) }) = ended {
+        if let Some(Running { name, exit, console: (console, _feed), .. }) = ended {
             let console_tail = console.tail(20);
             let stderr_tail = String::new();
             exit.send_replace(Some(ExitReport { name, pid, cause, console_tail, stderr_tail }));
@@ -158,15 +175,20 @@ impl Vmm for FakeVmm {
             // Beyond any pid of Linux (2^22), so that nobody signals a process by mistake.
             let pid = (1 << 30) + state.booted;
             let name = spec.name.clone();
-            let running = Running { name, exit: exit_sender, console: (console.clone(), feed) };
-            state.running.insert(pid, running);
-            drop(state);
-            let guest = Mutex::new(Guest {
+            let guest = Arc::new(Mutex::new(Guest {
                 state: VmState::Running,
                 memory: spec.memory,
                 vcpus: spec.vcpus,
                 disks: vec![None; spec.disk_slots.into()],
-            });
+            }));
+            let running = Running {
+                name,
+                exit: exit_sender,
+                console: (console.clone(), feed),
+                guest: Arc::clone(&guest),
+            };
+            state.running.insert(pid, running);
+            drop(state);
             let (spec, files) = (spec.clone(), Mutex::new(files));
             Ok(Box::new(FakeVm { vmm: self.clone(), spec, pid, guest, exit, console, files })
                 as Box<dyn Vm>)
@@ -179,7 +201,7 @@ struct FakeVm {
     vmm: FakeVmm,
     spec: VmSpec,
     pid: u32,
-    guest: Mutex<Guest>,
+    guest: Arc<Mutex<Guest>>,
     exit: watch::Receiver<Option<ExitReport>>,
     console: Console,
     files: Mutex<RunDir>,
@@ -190,8 +212,8 @@ struct Guest {
     state: VmState,
     memory: Mib,
     vcpus: u16,
-    /// By slot, the ids of plugged disks.
-    disks: Vec<Option<String>>,
+    /// By slot, the plugged ones.
+    disks: Vec<Option<DiskSpec>>,
 }
 
 impl FakeVm {
@@ -295,13 +317,16 @@ impl Vm for FakeVm {
             disk.check(&self.spec.name)?;
             disk.is_block_device(&self.spec.name)?;
             let cold = self.spec.disks.iter().map(|disk| &disk.id);
-            if cold.chain(guest.disks.iter().flatten()).any(|id| *id == disk.id) {
+            if cold
+                .chain(guest.disks.iter().flatten().map(|disk| &disk.id))
+                .any(|id| *id == disk.id)
+            {
                 return Err(self.refuse_disk(&disk.id, "the VM has a disk of this id"));
             }
             let Some(free) = guest.disks.iter().position(Option::is_none) else {
                 return Err(self.refuse_disk(&disk.id, "all slots are in use"));
             };
-            guest.disks[free] = Some(disk.id.clone());
+            guest.disks[free] = Some(disk.clone());
             Ok(PciPath::new([0x1e - u8::try_from(free).unwrap_or_default(), 0]))
         })
     }
@@ -309,7 +334,11 @@ impl Vm for FakeVm {
     fn remove_disk<'a>(&'a self, id: &'a str) -> VmFuture<'a, Result<(), VmmError>> {
         Box::pin(async move {
             let mut guest = self.call(Verb::RemoveDisk, "remove a disk")?;
-            match guest.disks.iter_mut().find(|disk| disk.as_deref() == Some(id)) {
+            match guest
+                .disks
+                .iter_mut()
+                .find(|disk| disk.as_ref().is_some_and(|disk| disk.id == id))
+            {
                 Some(disk) => {
                     *disk = None;
                     Ok(())

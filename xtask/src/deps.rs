@@ -52,7 +52,7 @@ pub enum Purpose {
     Trace,
     /// The host's gateway: interfaces and rules
     Net,
-    /// Running pods: containerd, runc and the stock CNI plugins
+    /// Running pods: containerd, runc, the stock CNI plugins, and file systems on disks
     Pods,
 }
 
@@ -65,7 +65,7 @@ impl Purpose {
             Self::Share => &["qemu-system-common"],
             Self::Trace => &["strace"],
             Self::Net => &["iproute2", "nftables"],
-            Self::Pods => &[CONTAINERD, "runc", "containernetworking-plugins"],
+            Self::Pods => &[CONTAINERD, "runc", "containernetworking-plugins", "e2fsprogs"],
         }
     }
 }

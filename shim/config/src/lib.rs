@@ -39,5 +39,5 @@ pub use model::{
     InternetworkingModel, KataConfig, LogLevel, MachineType, RootfsType, RuntimeConfig, SharedFs,
     SlipwayConfig,
 };
-pub use size::{Limits, PodSize, pod_size};
+pub use size::{Limits, PodSize, pod_size, size_for};
 pub use table::{Entry, markdown, table};

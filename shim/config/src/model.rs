@@ -75,6 +75,8 @@ pub struct Hypervisor {
     pub virtio_fs_cache: CacheMode,
     /// Descriptors of a virtio-fs queue.
     pub virtio_fs_queue_size: u32,
+    /// A container's root on a block device is mounted on the host and shared, as all others are.
+    pub disable_block_device_use: bool,
     /// Queue pairs of a pod's NIC; never more than the pod has vCPUs is useful.
     pub network_queues: u32,
     /// More from the guest's kernel on its console.
@@ -111,6 +113,7 @@ impl Default for Hypervisor {
             virtio_fs_extra_args: Vec::new(),
             virtio_fs_cache: CacheMode::default(),
             virtio_fs_queue_size: 1024,
+            disable_block_device_use: false,
             network_queues: 1,
             enable_debug: false,
             guest_hook_path: String::new(),
@@ -224,6 +227,8 @@ pub struct SlipwayConfig {
     pub vsock_daemon: Option<PathBuf>,
     /// Who runs the guest's instructions.
     pub acceleration: Acceleration,
+    /// Disks a running pod may have at a time; `None`: as many as its snapshotter lets expect.
+    pub disk_slots: Option<u32>,
 }
 
 impl Default for SlipwayConfig {
@@ -235,6 +240,7 @@ impl Default for SlipwayConfig {
             agent_channel: AgentChannel::default(),
             vsock_daemon: None,
             acceleration: Acceleration::default(),
+            disk_slots: None,
         }
     }
 }

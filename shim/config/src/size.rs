@@ -45,6 +45,15 @@ impl Limits {
         }
     }
 
+    /// What two containers may use together. One without a limit adds nothing, as with Kata: it takes what
+    /// the others leave.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        let cpus = [self.cpus, other.cpus].into_iter().flatten().reduce(|a, b| a + b);
+        let memory = [self.memory_bytes, other.memory_bytes].into_iter().flatten();
+        Self { cpus, memory_bytes: memory.reduce(u64::saturating_add) }
+    }
+
     /// From the annotations `io.kubernetes.cri.sandbox-cpu-quota`, `-cpu-period` and `-memory`.
     /// Shares are what a pod gets at least, so they limit nothing.
     ///
@@ -80,9 +89,16 @@ pub struct PodSize {
 /// `default_maxmemory`: more is not there to be had.
 #[must_use]
 pub fn pod_size(config: &KataConfig, limits: Limits) -> PodSize {
+    match config.runtime.static_sandbox_resource_mgmt {
+        true => size_for(config, limits),
+        false => size_for(config, Limits::default()),
+    }
+}
+
+/// The size that a VM has to have for these limits, those of all its containers together.
+#[must_use]
+pub fn size_for(config: &KataConfig, limits: Limits) -> PodSize {
     let machine = &config.hypervisor;
-    let is_static = config.runtime.static_sandbox_resource_mgmt;
-    let limits = if is_static { limits } else { Limits::default() };
     let default_vcpus = f64::from(machine.default_vcpus);
     let vcpus = match limits.cpus {
         Some(cpus) => cpus + machine.overhead_vcpus.map_or(default_vcpus, f64::from),
@@ -169,6 +185,17 @@ mod tests {
         let mut config = config(Some((0.5, 128)));
         config.runtime.static_sandbox_resource_mgmt = false;
         assert_eq!(size(&config, 400_000, 4096), (2, 1024));
+        let grown = size_for(&config, Limits::new(400_000, 100_000, 4096 << 20));
+        assert_eq!((grown.vcpus, grown.memory_mib), (5, 4224));
+    }
+
+    #[test]
+    fn limits_add_up_and_those_without_any_count_nothing() {
+        let one = Limits::new(150_000, 100_000, 1 << 20);
+        let sum = one.and(Limits::new(0, 0, 2 << 20)).and(Limits::default());
+        assert_eq!(sum, Limits { cpus: Some(1.5), memory_bytes: Some(3 << 20) });
+        assert_eq!(Limits::default().and(Limits::default()), Limits::default());
+        assert_eq!(one.and(one).cpus, Some(3.0));
     }
 
     #[test]

@@ -29,6 +29,8 @@ pub struct Setup {
     pub agent: String,
     /// Lines under `[runtime]`.
     pub runtime: String,
+    /// Lines under `[slipway]`, besides the rig's own.
+    pub slipway: String,
     /// In place of the stand-in.
     pub virtiofsd: Option<PathBuf>,
     /// The switch's range; default 10.88.0.0/16.
@@ -114,12 +116,12 @@ pub fn write_configuration(folder: &Path, setup: &Setup) {
         fs::write(folder.join(file), "not really").unwrap();
     }
     let virtiofsd = setup.virtiofsd.clone().unwrap_or(stand_in);
-    let Setup { hypervisor, agent, runtime, .. } = setup;
+    let Setup { hypervisor, agent, runtime, slipway, .. } = setup;
     let text = format!(
         "[hypervisor.qemu]\nkernel = \"{here}/vmlinuz\"\ninitrd = \"{here}/initrd\"\n\
          virtio_fs_daemon = \"{}\"\nenable_annotations = [\".*\"]\n{hypervisor}\n\
          [agent.kata]\n{agent}\n[runtime]\n{runtime}\n\
-         [slipway]\nsocket = \"{here}/slipwayd.sock\"\nagent_channel = \"serial\"\n",
+         [slipway]\nsocket = \"{here}/slipwayd.sock\"\nagent_channel = \"serial\"\n{slipway}\n",
         virtiofsd.display()
     );
     fs::write(folder.join("configuration.toml"), text).unwrap();

@@ -41,6 +41,49 @@ async fn the_switch_is_down() {
     works(&mut rig).await;
 }
 
+/// A pod that the shim attached itself ends while the switch is down.
+async fn in_debt(rig: &mut Rig) {
+    rig.run("pod1").await;
+    drop(rig.api.take());
+    rig.delete("pod1", "").await.unwrap();
+    assert_eq!(rig.left(), ["debt pod1.json", "attachment pod1"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_switch_is_down_when_a_pod_ends_and_the_next_pod_detaches_it() {
+    let mut rig = Rig::start().await;
+    in_debt(&mut rig).await;
+    rig.api = Some(serve_switch(rig.path(), &rig.switch));
+    rig.next_shim("pod2").await;
+    rig.run("pod2").await;
+    let paid = async {
+        while rig.left().iter().any(|left| left.contains("pod1")) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, paid).await.expect("it is given back");
+    assert_eq!(rig.switch_attachments().len(), 1);
+    rig.delete("pod2", "").await.unwrap();
+    rig.nothing_is_left();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_of_the_same_name_takes_over_what_is_attached_and_gives_it_back() {
+    let mut rig = Rig::start().await;
+    in_debt(&mut rig).await;
+    // The switch is still down: the start fails, and nothing is forgotten.
+    rig.next_shim("pod1").await;
+    refused(rig.try_create("pod1").await);
+    assert_eq!(rig.left(), ["debt pod1.json", "attachment pod1"]);
+    rig.api = Some(serve_switch(rig.path(), &rig.switch));
+    rig.next_shim("pod1").await;
+    rig.run("pod1").await;
+    assert!(!rig.left().iter().any(|left| left.starts_with("debt")), "{:?}", rig.left());
+    assert_eq!(rig.switch_attachments().len(), 1, "it is the new pod's");
+    rig.delete("pod1", "").await.unwrap();
+    rig.nothing_is_left();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_switch_has_no_address_left() {
     let setup = Setup { range: Some("10.9.0.0/30"), ..Setup::default() };

@@ -3,8 +3,10 @@
 
 mod around;
 mod crash;
+mod disks;
 mod exec;
 mod faults;
+mod growth;
 mod guest;
 mod life;
 mod pods;

@@ -129,6 +129,7 @@ impl Rig {
             pods: path.join("pods"),
             shares: path.join("shares"),
             engine: Some("/run/engine.sock k8s.io".to_owned()),
+            debts: path.join("debts"),
             vmm: Some(Arc::new(backend)),
         };
         let shim = Shim::start(path, "pod1", &host).await;
@@ -391,6 +392,7 @@ impl Rig {
         for folder in [&self.host.pods, &self.host.shares] {
             see("folder", names(folder));
         }
+        see("debt", names(&self.host.debts));
         see("attachment", self.switch_attachments().into_iter().map(|a| a.owner).collect());
         see("VM", self.vmm.running());
         let is_alive = |pid: &u32| shim::persist::Process::now(*pid).is_some();

@@ -181,7 +181,7 @@ pub(super) static KEYS: &[Key] = &[
         "MiB added to a pod's limit; without this key default_memory is, as the Go runtime does",
     )
     .rs(),
-    key("memory_slots", Ignored, "memory is added in at most 4 steps").annotated(),
+    key("memory_slots", Ignored, "memory is added in at most 4 steps, for as many containers with a limit").annotated(),
     key("memory_offset", Ignored, "only for NVDIMM").annotated(),
     key("enable_virtio_mem", Ignored, "memory is added as DIMMs").annotated(),
     key(
@@ -207,7 +207,7 @@ pub(super) static KEYS: &[Key] = &[
     key("guest_swap_create_threshold_secs", Ignored, ONLY_SWAP).rs(),
     key("enable_numa", Refused(&[]), "a guest has one NUMA node: leave it off").go(),
     key("numa_mapping", Refused(&[]), "a guest has one NUMA node: leave it empty").go(),
-    key("default_bridges", Ignored, "devices are there from the start, on slots of their own"),
+    key("default_bridges", Ignored, "devices have slots of their own; how many disks may be added, `disk_slots` of [slipway] says"),
     key("entropy_source", Ignored, "guests seed from the processor and from the VMM's default")
         .annotated(),
     key("valid_entropy_sources", Ignored, "as entropy_source"),
@@ -271,8 +271,8 @@ pub(super) static KEYS: &[Key] = &[
     // Block devices.
     key(
         "disable_block_device_use",
-        Ignored,
-        "a container's root is always shared, also where the snapshotter has it on a block device",
+        Honoured(Flag(|c| &mut c.hypervisor.disable_block_device_use)),
+        "default false: a container's root on a block device is a disk of the VM; true mounts it on the host and shares it",
     )
     .annotated(),
     key("block_device_driver", Ignored, "block devices are virtio-blk: a container cannot tell")

@@ -71,7 +71,7 @@ pub(super) static KEYS: &[Key] = &[
     key(
         "static_sandbox_resource_mgmt",
         Honoured(Flag(|c| &mut c.runtime.static_sandbox_resource_mgmt)),
-        "default true: the VM has its final size from the start",
+        "default true: the VM has its final size from the start; false: it starts with the defaults and grows with its containers' limits, which a microvm cannot. It never shrinks",
     ),
     key(
         "static_sandbox_default_workload_mem",
@@ -202,6 +202,11 @@ pub(super) static SLIPWAY: &[Key] = &[
             Acceleration::from_name(name).map(|choice| c.slipway.acceleration = choice)
         })),
         "auto tries KVM and falls back to TCG",
+    ),
+    slipway(
+        "disk_slots",
+        Honoured(Whole(0, 20, |c, count| c.slipway.disk_slots = Some(count))),
+        "disks a running pod may have at a time; default: 8 if the pod's first container has its root on a block device, else 0",
     ),
 ];
 
