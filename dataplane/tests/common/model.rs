@@ -29,7 +29,7 @@ pub enum Rx {
     Up,
     Disabled,
     /// Taken out; where it stood.
-    Stopped(u16),
+    Stopped(u32),
     /// It will be found broken when the switch looks at it next.
     Rotten,
     Broken,
