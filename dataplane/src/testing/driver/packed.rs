@@ -20,9 +20,6 @@ const OFF: u32 = bindings::VRING_PACKED_EVENT_FLAG_DISABLE;
 const AT: u32 = bindings::VRING_PACKED_EVENT_FLAG_DESC;
 const DESC_BYTES: usize = 16;
 
-/// Used descriptors that are looked at together, at most.
-const LOOK: usize = 64;
-
 /// A place in the ring, and the wrap counter of its round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Place {
@@ -98,7 +95,7 @@ impl PackedVring {
             used: Place::START,
             kicked_at: Place::START,
             held: None,
-            seen: Vec::with_capacity(LOOK),
+            seen: Vec::with_capacity(entries),
             looked: 0,
             interrupts: false,
             events: Events::new()?,
@@ -254,7 +251,7 @@ impl PackedVring {
         }
     }
 
-    /// How many used chains wait to be taken with [`Self::take_used`]: at most 64 are looked at.
+    /// How many used chains wait to be taken with [`Self::take_used`].
     ///
     /// # Errors
     /// [`DeviceFault::UsedId`] when a chain is given back that is not outstanding.
@@ -263,7 +260,7 @@ impl PackedVring {
         if self.looked == self.seen.len() {
             self.seen.clear();
             self.looked = 0;
-            while self.seen.len() < LOOK {
+            while self.seen.len() < usize::from(self.size) {
                 let Some(word) = self.used_word() else { break };
                 let (id, len) = ((word >> 32) as u16, word as u32);
                 let count = self.counts.get(usize::from(id)).copied().unwrap_or(0);
