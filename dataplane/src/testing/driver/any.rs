@@ -130,7 +130,7 @@ impl AnyVring {
     pub fn kicks(&self) -> u64 {
         match self {
             Self::Split(ring) => ring.kicks(),
-            Self::Packed(ring) => ring.events.kicks(),
+            Self::Packed(ring) => ring.kicks(),
         }
     }
 

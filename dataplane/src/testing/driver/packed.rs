@@ -319,6 +319,11 @@ impl PackedVring {
         self.size - self.free_ids - (self.seen.len() - self.looked) as u16
     }
 
+    /// Kicks sent so far.
+    pub fn kicks(&self) -> u64 {
+        self.events.kicks()
+    }
+
     /// Asks for an interrupt with every used descriptor, or for none. None is the default.
     pub fn set_interrupts(&mut self, on: bool) {
         self.interrupts = on;
