@@ -184,10 +184,8 @@ impl LocalGuest {
         } else {
             (pair.tx.any_ring(), Direction::Transmit, Abilities::of_sender(features))
         };
-        let setup = RingSetup {
-            call: Some(call),
-            ..ring_setup(ring, index, base.unwrap_or(ring.base().into()), features)
-        };
+        let base = base.unwrap_or_else(|| ring.base().into());
+        let setup = RingSetup { call: Some(call), ..ring_setup(ring, index, base, features) };
         Ok(LiveRing {
             map: Arc::clone(&self.map),
             ring: Ring::new(&setup, &self.map, direction)?,

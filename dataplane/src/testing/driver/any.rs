@@ -95,7 +95,7 @@ impl AnyVring {
     }
 
     /// Where the device has to go on, as the lower half of a base: what it has not used is done again.
-    pub fn base(&self) -> u16 {
+    pub fn base(&mut self) -> u16 {
         match self {
             Self::Split(ring) => ring.raw_used_idx(),
             Self::Packed(ring) => ring.base(),

@@ -165,8 +165,10 @@ impl PackedVring {
         self.ids[usize::from(self.first_id)]
     }
 
-    /// Where the device has to start: the half of a base.
-    pub fn base(&self) -> u16 {
+    /// Where the device has to go on, as half of a base: behind all that it has used.
+    pub fn base(&mut self) -> u16 {
+        // A fault shows when what it used is taken.
+        let _ = self.look();
         self.used.bits()
     }
 
@@ -258,20 +260,26 @@ impl PackedVring {
     #[inline]
     pub fn used_waiting(&mut self) -> Result<u16, DeviceFault> {
         if self.looked == self.seen.len() {
-            self.seen.clear();
-            self.looked = 0;
-            while self.seen.len() < usize::from(self.size) {
-                let Some(word) = self.used_word() else { break };
-                let (id, len) = ((word >> 32) as u16, word as u32);
-                let count = self.counts.get(usize::from(id)).copied().unwrap_or(0);
-                if count == 0 {
-                    return Err(DeviceFault::UsedId { id: id.into(), at: self.used.index });
-                }
-                self.used = self.used.advance(count, self.size);
-                self.seen.push((id, len));
-            }
+            self.look()?;
         }
         Ok((self.seen.len() - self.looked) as u16)
+    }
+
+    /// Looks as far as the device has used.
+    fn look(&mut self) -> Result<(), DeviceFault> {
+        self.seen.drain(..self.looked);
+        self.looked = 0;
+        while self.seen.len() < usize::from(self.size) {
+            let Some(word) = self.used_word() else { break };
+            let (id, len) = ((word >> 32) as u16, word as u32);
+            let count = self.counts.get(usize::from(id)).copied().unwrap_or(0);
+            if count == 0 {
+                return Err(DeviceFault::UsedId { id: id.into(), at: self.used.index });
+            }
+            self.used = self.used.advance(count, self.size);
+            self.seen.push((id, len));
+        }
+        Ok(())
     }
 
     /// Length, id and flags of the next used descriptor, if it is used.
