@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+mod accel;
 mod command;
 mod demo;
 mod deps;
@@ -16,6 +17,7 @@ mod figures;
 mod guest;
 mod install;
 mod interrupt;
+mod progress;
 pub mod rig;
 mod test;
 mod workspace;

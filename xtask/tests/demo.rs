@@ -3,29 +3,15 @@
 
 use std::ffi::OsStr;
 use std::path::Path;
-use std::process::{ExitStatus, Stdio};
-use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use tempfile::TempDir;
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
+use nix::sys::signal::Signal;
 use tokio::process::Command;
-use tokio::time::timeout;
-use xtask::rig::{Leftovers, NetworkSnapshot, program, slipway_programs};
+use whole::Ended;
+use xtask::rig::{program, slipway_programs};
 
-/// For a whole demo on a busy machine.
-const LIMIT: Duration = Duration::from_secs(300);
+mod whole;
 
-/// How a demo ended.
-struct Ended {
-    status: ExitStatus,
-    stdout: String,
-    stderr: String,
-}
-
-/// Runs the demo in a temporary folder of its own, and `signal`s it as soon as it prints a line with
-/// the text. Whatever becomes of it, nothing may be left.
+/// Runs the demo. Whatever becomes of it, nothing may be left.
 async fn demo(arguments: &[&OsStr], signal: Option<(&str, Signal)>) -> Ended {
     demo_by(&mut Command::new(env!("CARGO_BIN_EXE_xtask")), arguments, signal).await
 }
@@ -36,44 +22,7 @@ async fn demo_by(
     arguments: &[&OsStr],
     signal: Option<(&str, Signal)>,
 ) -> Ended {
-    let before = NetworkSnapshot::take();
-    let folder = TempDir::new().unwrap();
-    let mut child = command
-        .args(["demo", "--accel", "tcg"])
-        .args(arguments)
-        .env("TMPDIR", folder.path())
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .unwrap();
-    let pid = Pid::from_raw(child.id().unwrap().cast_signed());
-    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    let mut errors = child.stderr.take().unwrap();
-    let (mut stdout, mut stderr, mut signal) = (String::new(), String::new(), signal);
-    let read = async {
-        while let Some(line) = lines.next_line().await.unwrap() {
-            stdout += &line;
-            stdout.push('\n');
-            if let Some((_, signal)) = signal.take_if(|(text, _)| line.contains(*text)) {
-                kill(pid, signal).unwrap();
-            }
-        }
-    };
-    let all = async {
-        let (_, errors) = tokio::join!(read, errors.read_to_string(&mut stderr));
-        errors.unwrap();
-        child.wait().await.unwrap()
-    };
-    let status = timeout(LIMIT, all).await.expect("the demo ends");
-    assert!(signal.is_none(), "it never printed {signal:?}:\n{stdout}{stderr}");
-
-    Leftovers::settle(folder.path()).await;
-    let mut left = Leftovers::of(folder.path(), &before);
-    left.files.retain(|file| Path::new(file) != folder.path());
-    assert!(left.is_empty(), "{left}\n{stdout}{stderr}");
-    Ended { status, stdout, stderr }
+    whole::run(command.args(["demo", "--accel", "tcg"]).args(arguments), signal).await
 }
 
 /// Of the demo with bare VMs.

@@ -34,7 +34,6 @@ impl Rig {
             ("virtiofsd", "virtiofsd"),
             ("containerd", "containerd"),
             ("containerd-shim-slipway-v2", "silent"),
-            ("slipway-cni", "silent"),
         ] {
             rig.program(name, script);
         }
@@ -50,8 +49,14 @@ impl Rig {
         rig.file("root/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages", "256\n");
         rig.file(
             "root/etc/containerd/config.toml",
-            "[plugins.cri.slipway]\n  runtime_type = \"io.containerd.slipway.v2\"\n",
+            &containerd("cni_conf_dir = \"/etc/slipway/cni\""),
         );
+        rig.file("root/etc/slipway/cni/10-slipway.conflist", "{\"type\": \"slipway-cni\"}");
+        for name in ["slipway-cni", "loopback"] {
+            rig.link("silent", &format!("root/opt/cni/bin/{name}"));
+        }
+        rig.file("root/etc/os-release", "NAME=Toy\nPRETTY_NAME=\"Toy 12\"\n");
+        rig.file("root/proc/meminfo", "MemTotal: 4194304 kB\nMemAvailable:    2097152 kB\n");
         rig.file("guest/vmlinux", "kernel");
         rig.file("guest/initrd.img", "disk");
         rig.configure("");
@@ -74,9 +79,13 @@ impl Rig {
 
     /// Puts a script into `PATH` under this name.
     fn program(&self, name: &str, script: &str) {
+        self.link(script, &format!("bin/{name}"));
+    }
+
+    fn link(&self, script: &str, name: &str) {
         let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs");
-        let link = self.path("bin").join(name);
-        fs::create_dir_all(self.path("bin")).expect("makes the folder");
+        let link = self.path(name);
+        fs::create_dir_all(link.parent().expect("a folder")).expect("makes the folder");
         let _ = fs::remove_file(&link);
         symlink(scripts.join(script), link).expect("links");
     }
@@ -124,6 +133,14 @@ impl Rig {
         assert!(first.remedy.is_some(), "{first:?}");
         first
     }
+}
+
+/// A configuration of containerd's with our runtime and these lines of it.
+fn containerd(lines: &str) -> String {
+    format!(
+        "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.slipway]\n\
+         runtime_type = \"io.containerd.slipway.v2\"\n{lines}\n"
+    )
 }
 
 fn complaints(report: &Report) -> Vec<String> {
@@ -292,7 +309,7 @@ fn cgroups_of_either_version_do() {
 fn slipway_itself_has_to_be_installed_and_running() {
     let rig = Rig::whole();
     rig.remove("bin/containerd-shim-slipway-v2");
-    rig.remove("bin/slipway-cni");
+    rig.remove("root/opt/cni/bin/slipway-cni");
     assert_eq!(rig.complaints(), ["FAIL shim", "warn CNI plugin"]);
     let rig = Rig::whole();
     let gone = || ClientError::NoSocket("/run/slipway/slipwayd.sock".into());
@@ -309,16 +326,79 @@ fn slipway_itself_has_to_be_installed_and_running() {
 #[test]
 fn containerd_has_to_know_the_runtime() {
     let rig = Rig::whole();
-    rig.file("root/etc/containerd/config.toml", "# io.containerd.slipway.v2 would go here\n");
+    let config = "root/etc/containerd/config.toml";
+    let text = fs::read_to_string(rig.path(config)).expect("reads");
+    rig.file(config, "# io.containerd.slipway.v2 would go here\n");
     assert_eq!(rig.complaints(), ["warn runtime class"]);
-    rig.file("root/etc/containerd/conf.d/50-slipway.toml", "x = \"io.containerd.slipway.v2\"\n");
+    // A file that containerd does not import.
+    rig.file("root/etc/containerd/conf.d/50-slipway.toml.off", &text);
+    assert_eq!(rig.complaints(), ["warn runtime class"]);
+    rig.file("root/etc/containerd/conf.d/50-slipway.toml", &text);
     assert_eq!(rig.complaints(), Vec::<String>::new());
+    rig.file(config, &format!("{text}{text}"));
+    let complaint = rig.complaint();
+    assert_eq!((complaint.check, complaint.verdict), ("runtime class", Verdict::Fail));
+    assert!(complaint.found.contains("config.toml: duplicate key"), "{complaint:?}");
+    rig.file(config, "");
     rig.program("containerd", "containerd-old");
     assert_eq!(rig.complaints(), ["FAIL containerd"]);
     rig.program("containerd", "silent");
     assert_eq!(rig.complaints(), ["warn containerd"]);
     rig.remove("bin/containerd");
     assert_eq!(rig.complaints(), ["warn containerd"]);
+}
+
+#[test]
+fn a_shim_may_be_elsewhere_if_containerd_is_told_where() {
+    let rig = Rig::whole();
+    rig.remove("bin/containerd-shim-slipway-v2");
+    let path = "/opt/slipway/bin/containerd-shim-slipway-v2";
+    let lines = "cni_conf_dir = \"/etc/slipway/cni\"\nruntime_path";
+    let config = containerd(&format!("{lines} = \"{path}\""));
+    rig.file("root/etc/containerd/config.toml", &config);
+    let complaint = rig.complaint();
+    assert_eq!((complaint.check, complaint.verdict), ("shim", Verdict::Fail));
+    assert!(complaint.found.ends_with(&format!("{path} does not exist")), "{complaint:?}");
+    rig.link("silent", &format!("root{path}"));
+    assert_eq!(rig.complaints(), Vec::<String>::new());
+}
+
+#[test]
+fn plugins_have_to_be_where_containerd_looks_and_the_network_ours() {
+    let rig = Rig::whole();
+    let config = "root/etc/containerd/config.toml";
+    let text = containerd("cni_conf_dir = \"/etc/slipway/cni\"");
+    let elsewhere = "[plugins.\"io.containerd.grpc.v1.cri\".cni]\nbin_dir = \"/usr/lib/cni\"\n";
+    rig.file(config, &format!("{text}{elsewhere}"));
+    assert_eq!(rig.complaints(), ["warn CNI plugin", "warn CNI plugin"]);
+    let said = rig.check().to_string();
+    for part in
+        ["opt/cni/bin/slipway-cni, but containerd looks in ", "no loopback in ", "root/usr/lib/cni"]
+    {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    // containerd 2.1 has a list of folders.
+    let both = elsewhere
+        .replace("bin_dir = ", "bin_dirs = [\"/opt/cni/bin\", ")
+        .replace("cni\"\n", "cni\"]\n");
+    rig.file(config, &format!("{text}{both}"));
+    assert_eq!(rig.complaints(), Vec::<String>::new());
+    rig.file(config, &containerd(""));
+    assert_eq!(rig.complaint().check, "CNI network");
+    rig.file("root/etc/cni/net.d/20-slipway.conflist", "slipway-cni");
+    assert_eq!(rig.complaints(), Vec::<String>::new());
+    // containerd takes the first.
+    rig.file("root/etc/cni/net.d/10-others.conflist", "bridge");
+    assert_eq!(rig.complaint().check, "CNI network");
+}
+
+#[test]
+fn less_memory_than_a_pod_takes_is_told() {
+    let rig = Rig::whole();
+    rig.file("root/proc/meminfo", "MemAvailable:  102400 kB\n");
+    let complaint = rig.complaint();
+    assert_eq!((complaint.check, complaint.verdict), ("memory", Verdict::Warn));
+    assert_eq!(complaint.found, "100 MiB available, 512 for a pod without limits");
 }
 
 #[test]
@@ -336,6 +416,8 @@ fn the_environment_is_one_document() {
     assert_eq!(at("/effective/agent/dial_timeout_ms"), 45_000);
     assert_eq!(at("/programs/virtiofsd/problem"), "/nowhere/virtiofsd does not exist");
     assert_eq!(at("/slipwayd/networks/0"), "default");
+    assert_eq!(at("/host/distribution"), "Toy 12");
+    assert_eq!(at("/host/memory_available_mib"), 2048);
     assert_eq!(at("/host/kernel"), "6.1.0-test");
     assert_eq!(at("/host/cpu_virtualisation"), "vmx");
     assert_eq!(at("/host/hugepages_2mib/free"), 256);

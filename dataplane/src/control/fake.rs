@@ -9,11 +9,10 @@ use std::{
 };
 
 use slipway_api::{
-    ApiError, Attachment, AttachmentList, AttachmentSpec, Created, Decision, Direction,
-    EgressStats, ErrorCode, ExplainReply, FdbEntry, FdbFilter, FdbKind, FdbList, Health,
-    HealthStatus, IngressStats, LinkState, Mac, MemoryRegion, NetworkList, Pmd, PmdList, PmdRing,
-    Port, PortDefaults, PortList, PortSpec, PortStats, Ring, RingState, Stage, StaticEntry, Stats,
-    UnknownUnicast, Vni, VniList, VniSpec,
+    ApiError, Created, Decision, Direction, EgressStats, ErrorCode, ExplainReply, FdbEntry,
+    FdbFilter, FdbKind, FdbList, Health, HealthStatus, IngressStats, LinkState, Mac, MemoryRegion,
+    Pmd, PmdList, PmdRing, Port, PortDefaults, PortList, PortSpec, PortStats, Ring, RingState,
+    Stage, StaticEntry, Stats, UnknownUnicast, Vni, VniList, VniSpec,
 };
 
 use super::{Control, refusal};
@@ -291,29 +290,8 @@ impl Control for FakeSwitch {
         state.fdb.remove(&(vni, mac)).map(drop).ok_or_else(|| ApiError::not_found("mac", mac))
     }
 
-    fn list_networks(&self) -> NetworkList {
-        self.attachments.networks()
-    }
-
-    fn list_attachments(&self, owner: Option<&str>) -> AttachmentList {
-        self.attachments.list(self, owner)
-    }
-
-    fn get_attachment(&self, owner: &str, interface: &str) -> Option<Attachment> {
-        self.attachments.get(self, owner, interface)
-    }
-
-    fn attach(
-        &self,
-        owner: &str,
-        interface: &str,
-        spec: &AttachmentSpec,
-    ) -> Result<(Attachment, Created), ApiError> {
-        self.attachments.attach(self, owner, interface, spec)
-    }
-
-    fn detach(&self, owner: &str, interface: &str) -> Result<(), ApiError> {
-        self.attachments.detach(self, owner, interface)
+    fn attachments(&self) -> (&Attachments, &dyn PodPorts) {
+        (&self.attachments, self)
     }
 
     /// Each read finds every port a thousand frames further.

@@ -43,6 +43,8 @@ use slipway_api::{
     Stats, Version, Vni, VniList, VniSpec,
 };
 
+use crate::attach::{Attachments, PodPorts};
+
 /// What the API needs of a switch.
 ///
 /// Arguments have passed the `check` of their types. Methods return when the change is in force:
@@ -101,31 +103,48 @@ pub trait Control: Send + Sync + 'static {
     /// `NotFound`, or `InUse` when it is the address that the port itself was created with.
     fn delete_fdb(&self, vni: u32, mac: Mac) -> Result<(), ApiError>;
 
+    /// The attachments, and whoever makes their ports.
+    fn attachments(&self) -> (&Attachments, &dyn PodPorts);
+
     /// The networks that attachments may join, by name.
-    fn list_networks(&self) -> NetworkList;
+    fn list_networks(&self) -> NetworkList {
+        self.attachments().0.networks()
+    }
 
     /// All attachments, or those of one owner, in the order of their creation.
-    fn list_attachments(&self, owner: Option<&str>) -> AttachmentList;
+    fn list_attachments(&self, owner: Option<&str>) -> AttachmentList {
+        let (attachments, ports) = self.attachments();
+        attachments.list(ports, owner)
+    }
 
     /// One attachment; `None` when there is none.
-    fn get_attachment(&self, owner: &str, interface: &str) -> Option<Attachment>;
+    fn get_attachment(&self, owner: &str, interface: &str) -> Option<Attachment> {
+        let (attachments, ports) = self.attachments();
+        attachments.get(ports, owner, interface)
+    }
 
     /// Attaches an interface, or finds it attached as `spec` says.
     ///
     /// # Errors
-    /// See [`crate::attach::Attachments::attach`].
+    /// See [`Attachments::attach`].
     fn attach(
         &self,
         owner: &str,
         interface: &str,
         spec: &AttachmentSpec,
-    ) -> Result<(Attachment, Created), ApiError>;
+    ) -> Result<(Attachment, Created), ApiError> {
+        let (attachments, ports) = self.attachments();
+        attachments.attach(ports, owner, interface, spec)
+    }
 
     /// Gives back address and port of an attachment; one that is not there is no error.
     ///
     /// # Errors
     /// `Internal` when its record cannot be removed.
-    fn detach(&self, owner: &str, interface: &str) -> Result<(), ApiError>;
+    fn detach(&self, owner: &str, interface: &str) -> Result<(), ApiError> {
+        let (attachments, ports) = self.attachments();
+        attachments.detach(ports, owner, interface)
+    }
 
     /// The counters of every port, by name.
     fn stats(&self) -> Stats;

@@ -19,20 +19,22 @@
 //! in or out, and ring indexes are touched as atomics.
 #![expect(unsafe_code, reason = "guest memory is mapped raw; no reference may point into it")]
 
-mod fd;
+mod slice;
+#[cfg(test)]
+mod tests;
 
 use std::fs::File;
-use std::marker::PhantomData;
 use std::os::fd::AsFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use nix::sys::stat::{FileStat, fstat};
 use nix::sys::statfs::{HUGETLBFS_MAGIC, TMPFS_MAGIC, fstatfs};
 use vm_memory::{FileOffset, MmapRegion};
 
 use super::sigbus;
+
+pub use slice::{GuestSlice, PinnedSlice, prefetch, prefetch_write};
 
 /// Regions one map may hold: what CONFIGURE_MEM_SLOTS may ask for. The mappings of a process are
 /// limited (vm.max_map_count, 65530 by default) and shared by all ports: so 1000 ports can not
@@ -343,8 +345,9 @@ impl GuestMap {
 
     /// Like [`GuestMap::slice_by_vmm_addr`], and keeps the map alive: what a ring holds on to.
     pub fn pin(self: &Arc<Self>, addr: u64, len: u32) -> Option<PinnedSlice> {
-        let GuestSlice { ptr, len, .. } = self.slice_by_vmm_addr(addr, len)?;
-        Some(PinnedSlice { ptr, len, _map: Arc::clone(self) })
+        let slice = self.slice_by_vmm_addr(addr, len)?;
+        // SAFETY: the slice lies in this map.
+        Some(unsafe { PinnedSlice::new(&slice, Arc::clone(self)) })
     }
 
     /// The `len` bytes at address `addr` of the VMM's address space, as SET_VRING_ADDR gives it.
@@ -362,342 +365,8 @@ fn within<'m>(span: &Span, gpa: u64, len: u32) -> Option<GuestSlice<'m>> {
     if off < span.size && u64::from(len) <= span.size - off {
         // SAFETY: `off < size`, and `size` bytes are mapped from `host` on.
         let ptr = unsafe { span.host.add(off as usize) };
-        return Some(GuestSlice { ptr, len, map: PhantomData });
+        // SAFETY: `len` bytes follow in the region; the caller keeps its map for as long as it says.
+        return Some(unsafe { GuestSlice::of_mapped(ptr, len) });
     }
     None
-}
-
-/// A part of a guest's memory together with the map that keeps it mapped.
-#[derive(Debug)]
-pub struct PinnedSlice {
-    ptr: NonNull<u8>,
-    len: u32,
-    _map: Arc<GuestMap>,
-}
-
-// SAFETY: `ptr` points into the map, which is Send and Sync; bytes are only touched through
-// `GuestSlice`, which never makes references.
-unsafe impl Send for PinnedSlice {}
-// SAFETY: as for Send.
-unsafe impl Sync for PinnedSlice {}
-
-impl PinnedSlice {
-    /// The slice, for as long as this value is borrowed.
-    #[inline]
-    pub fn get(&self) -> GuestSlice<'_> {
-        GuestSlice { ptr: self.ptr, len: self.len, map: PhantomData }
-    }
-}
-
-/// Bytes of a guest: within one region, mapped while `'m` lasts, changing at any time.
-#[derive(Debug, Clone, Copy)]
-pub struct GuestSlice<'m> {
-    ptr: NonNull<u8>,
-    len: u32,
-    map: PhantomData<&'m GuestMap>,
-}
-
-impl<'m> GuestSlice<'m> {
-    /// A slice of no bytes.
-    #[inline]
-    pub const fn empty() -> Self {
-        Self { ptr: NonNull::dangling(), len: 0, map: PhantomData }
-    }
-
-    /// A slice of private memory, so that software-made frames travel as guests' frames do. The
-    /// exclusive borrow lasts as long as the slice.
-    #[inline]
-    pub fn of_private(bytes: &'m mut [u8]) -> Self {
-        let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-        Self { ptr: NonNull::from(bytes).cast(), len, map: PhantomData }
-    }
-
-    /// Length in bytes.
-    #[inline]
-    pub fn len(&self) -> u32 {
-        self.len
-    }
-
-    /// Whether there is no byte.
-    #[inline]
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// Host address, for alignment checks and prefetching only.
-    #[inline]
-    pub fn addr(&self) -> usize {
-        self.ptr.as_ptr() as usize
-    }
-
-    /// The part from `offset` on; empty if there is none.
-    #[inline]
-    pub fn skip(&self, offset: u32) -> Self {
-        let offset = offset.min(self.len);
-        // SAFETY: `offset <= len`, so the result is inside or one past the slice.
-        let ptr = unsafe { self.ptr.add(offset as usize) };
-        Self { ptr, len: self.len - offset, map: PhantomData }
-    }
-
-    /// The first `len` bytes, or all of it.
-    #[inline]
-    pub fn take(&self, len: u32) -> Self {
-        Self { len: self.len.min(len), ..*self }
-    }
-
-    /// Copies from the start of the slice; returns the bytes copied, the shorter of the two.
-    #[inline]
-    pub fn read(&self, into: &mut [u8]) -> usize {
-        let n = into.len().min(self.len as usize);
-        // SAFETY: both sides hold `n` bytes; private memory and guest memory never overlap. The
-        // guest may change the bytes meanwhile: we get some mixture and judge only the copy.
-        unsafe { std::ptr::copy_nonoverlapping(self.ptr.as_ptr(), into.as_mut_ptr(), n) };
-        n
-    }
-
-    /// Copies to the start of the slice; returns the bytes copied, the shorter of the two.
-    #[inline]
-    pub fn write(&self, from: &[u8]) -> usize {
-        let n = from.len().min(self.len as usize);
-        // SAFETY: both sides hold `n` bytes; private memory and guest memory never overlap.
-        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), self.ptr.as_ptr(), n) };
-        n
-    }
-
-    /// Copies guest memory to guest memory; returns the bytes copied, the shorter of the two.
-    #[inline]
-    pub fn copy_from(&self, from: &GuestSlice<'_>) -> usize {
-        let n = from.len.min(self.len) as usize;
-        // SAFETY: both sides hold `n` bytes. They may overlap (two ports of one guest, or a guest
-        // that shares one buffer twice), so this is a memmove.
-        unsafe { std::ptr::copy(from.ptr.as_ptr(), self.ptr.as_ptr(), n) };
-        n
-    }
-
-    /// Hints that the cache line at `offset` will be read.
-    #[inline]
-    pub fn prefetch(&self, offset: u32) {
-        prefetch(self.ptr.as_ptr().wrapping_add(offset as usize));
-    }
-
-    /// Hints that all of a frame's worth of bytes will be read.
-    #[inline]
-    pub fn prefetch_all(&self) {
-        let mut offset = 0;
-        while offset < self.len.min(1536) {
-            self.prefetch(offset);
-            offset += 64;
-        }
-    }
-
-    /// Hints that the cache line at `offset` will be written.
-    #[inline]
-    pub fn prefetch_write(&self, offset: u32) {
-        prefetch_write(self.ptr.as_ptr().wrapping_add(offset as usize));
-    }
-
-    /// A `u16` at `offset` bytes as an atomic, e.g. `avail.idx`; `None` if misaligned or outside.
-    #[inline]
-    pub fn u16_at(&self, offset: u32) -> Option<&'m AtomicU16> {
-        let cell = self.cell(offset, 2)?;
-        // SAFETY: in bounds and aligned (`cell` checked both), mapped for 'm; the guest writes
-        // here at any time, so it is only touched as an atomic.
-        Some(unsafe { AtomicU16::from_ptr(cell.cast().as_ptr()) })
-    }
-
-    /// A `u32` at `offset` bytes as an atomic; `None` if misaligned or outside.
-    #[inline]
-    pub fn u32_at(&self, offset: u32) -> Option<&'m AtomicU32> {
-        let cell = self.cell(offset, 4)?;
-        // SAFETY: as for `u16_at`.
-        Some(unsafe { AtomicU32::from_ptr(cell.cast().as_ptr()) })
-    }
-
-    /// A `u64` at `offset` bytes as an atomic: one half of a packed-ring descriptor; `None` if
-    /// misaligned or outside.
-    #[inline]
-    pub fn u64_at(&self, offset: u32) -> Option<&'m AtomicU64> {
-        let cell = self.cell(offset, 8)?;
-        // SAFETY: as for `u16_at`.
-        Some(unsafe { AtomicU64::from_ptr(cell.cast().as_ptr()) })
-    }
-
-    #[inline]
-    fn cell(&self, offset: u32, size: u32) -> Option<NonNull<u8>> {
-        if offset.checked_add(size)? > self.len {
-            return None;
-        }
-        // SAFETY: `offset < len`, checked above.
-        let cell = unsafe { self.ptr.add(offset as usize) };
-        (cell.as_ptr() as usize).is_multiple_of(size as usize).then_some(cell)
-    }
-
-    /// The 16 bytes at `offset` fetched once, as two little-endian words: one split-ring
-    /// descriptor. `None` if outside.
-    #[inline]
-    pub fn fetch_16(&self, offset: u32) -> Option<[u64; 2]> {
-        if offset.checked_add(16)? > self.len {
-            return None;
-        }
-        // SAFETY: `offset + 16 <= len`, checked above.
-        let at = unsafe { self.ptr.add(offset as usize) }.cast::<[u64; 2]>();
-        // SAFETY: 16 bytes are mapped there; unaligned reads are allowed; volatile, so the
-        // compiler can not fetch a second time what the guest may have changed since.
-        let words = unsafe { at.as_ptr().cast::<Unaligned>().read_volatile() };
-        Some([u64::from_le(words.0), u64::from_le(words.1)])
-    }
-
-    /// Stores two `u32` at `offset`: one used-ring element. Nothing happens if outside.
-    #[inline]
-    pub fn store_8(&self, offset: u32, words: [u32; 2]) {
-        let value = (u64::from(words[1]) << 32 | u64::from(words[0])).to_le_bytes();
-        let at = self.skip(offset);
-        if at.len >= 8 {
-            // SAFETY: 8 bytes are mapped there; a byte copy has no alignment.
-            unsafe { std::ptr::copy_nonoverlapping(value.as_ptr(), at.ptr.as_ptr(), 8) };
-        }
-    }
-
-    /// Loads a `u16` at `offset` (relaxed); 0 if outside or misaligned.
-    #[inline]
-    pub fn load_u16(&self, offset: u32) -> u16 {
-        self.u16_at(offset).map_or(0, |cell| u16::from_le(cell.load(Ordering::Relaxed)))
-    }
-}
-
-/// Two words that may lie at any address.
-#[derive(Clone, Copy)]
-#[repr(C, packed)]
-struct Unaligned(u64, u64);
-
-/// Hints that the cache line at `at` will be read. Any address is allowed.
-#[inline]
-pub fn prefetch(at: *const u8) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a prefetch never faults and changes no memory.
-    unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = at;
-}
-
-/// Hints that the cache line at `at` will be written. Any address is allowed.
-#[inline]
-pub fn prefetch_write(at: *const u8) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a prefetch never faults and changes no memory.
-    unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_ET0 }>(at.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = at;
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use nix::sys::memfd::{MFdFlags, memfd_create};
-
-    fn file(len: u64) -> File {
-        let file = File::from(memfd_create(c"mem-test", MFdFlags::MFD_CLOEXEC).unwrap());
-        file.set_len(len).unwrap();
-        file
-    }
-
-    fn spec(gpa: u64, size: u64, file_offset: u64) -> RegionSpec {
-        RegionSpec { gpa, size, vmm_addr: gpa.wrapping_add(0x7000_0000_0000), file_offset }
-    }
-
-    #[test]
-    fn a_slice_must_lie_in_one_region() {
-        let table =
-            vec![(spec(0x1000, 0x1000, 0), file(0x1000)), (spec(0x2000, 0x1000, 0), file(0x1000))];
-        let map = GuestMap::map(table).unwrap();
-        let mut hint = 0;
-        assert_eq!(map.slice(0x1ff0, 16, &mut hint).unwrap().len(), 16);
-        assert!(map.slice(0x1ff0, 17, &mut hint).is_none(), "crosses two regions");
-        assert!(map.slice(0x3000, 0, &mut hint).is_none(), "just past the end");
-        assert!(map.slice(0xfff, 1, &mut hint).is_none());
-        assert!(map.slice(u64::MAX, u32::MAX, &mut hint).is_none());
-        assert!(map.slice(0x1000, u32::MAX, &mut hint).is_none());
-    }
-
-    #[test]
-    fn bytes_written_through_one_address_are_read_through_the_other() {
-        let map = GuestMap::map(vec![(spec(0x10_0000, 0x2000, 0x1000), file(0x3000))]).unwrap();
-        let mut hint = 7;
-        assert_eq!(map.slice(0x10_0123, 5, &mut hint).unwrap().write(b"hello"), 5);
-        let mut back = [0; 5];
-        map.slice_by_vmm_addr(0x7000_0010_0123, 5).unwrap().read(&mut back);
-        assert_eq!(&back, b"hello");
-    }
-
-    #[test]
-    fn bad_regions_are_refused_by_name() {
-        let map = |s: RegionSpec, f| GuestMap::map(vec![(s, f)]);
-        assert!(matches!(map(spec(0, 0, 0), file(0x1000)), Err(MemError::Empty { .. })));
-        assert!(matches!(
-            map(spec(0, 0x1001, 0), file(0x1000)),
-            Err(MemError::BeyondFile { end: 0x1001, .. })
-        ));
-        assert!(matches!(
-            map(spec(u64::MAX - 10, 0x1000, 0), file(0x1000)),
-            Err(MemError::Wraps { .. })
-        ));
-        assert!(matches!(
-            map(spec(0, 0x1000, u64::MAX - 10), file(0x1000)),
-            Err(MemError::Wraps { .. })
-        ));
-        let half = MAX_BYTES / 2;
-        let large = vec![
-            (spec(0, half, 0), file(half)),
-            (spec(half, half, 0), file(half)),
-            (spec(MAX_BYTES, 0x1000, 0), file(0x1000)),
-        ];
-        assert!(matches!(GuestMap::map(large), Err(MemError::TooLarge { .. })));
-        assert!(matches!(
-            map(spec(0, 0x1000, 0), File::open("/proc/self/exe").unwrap()),
-            Err(MemError::NotMemory { .. })
-        ));
-        let twice =
-            vec![(spec(0, 0x2000, 0), file(0x2000)), (spec(0x1000, 0x1000, 0), file(0x1000))];
-        assert!(matches!(GuestMap::map(twice), Err(MemError::Overlap { gpa: 0x1000 })));
-    }
-
-    #[test]
-    fn a_region_added_or_removed_leaves_the_others_in_place() {
-        let one = GuestMap::map(vec![(spec(0, 0x1000, 0), file(0x1000))]).unwrap();
-        one.slice(0, 4, &mut 0).unwrap().write(b"kept");
-        let two = one.with_added(spec(0x8000, 0x1000, 0), file(0x1000)).unwrap();
-        drop(one);
-        let mut back = [0; 4];
-        two.slice(0, 4, &mut 0).unwrap().read(&mut back);
-        assert_eq!(&back, b"kept");
-        assert!(two.slice(0x8000, 1, &mut 0).is_some());
-        let again = two.with_removed(spec(0x8000, 0x1000, 7)).unwrap();
-        assert!(again.slice(0x8000, 1, &mut 0).is_none());
-        let unknown = again.with_removed(spec(0x8000, 1, 0));
-        assert!(matches!(unknown, Err(MemError::Unknown { .. })));
-    }
-
-    #[test]
-    fn a_map_knows_a_region_by_its_addresses_and_its_file() {
-        let (one, other) = (file(0x2000), file(0x2000));
-        let map = GuestMap::map(vec![(spec(0, 0x1000, 0), one.try_clone().unwrap())]).unwrap();
-        assert!(map.holds(spec(0, 0x1000, 0), &one));
-        assert!(!map.holds(spec(0, 0x1000, 0), &other));
-        assert!(!map.holds(spec(0, 0x1000, 0x1000), &one));
-    }
-
-    #[test]
-    fn atomics_are_refused_where_misaligned_or_outside() {
-        let map = GuestMap::map(vec![(spec(0, 0x1000, 0), file(0x1000))]).unwrap();
-        let slice = map.slice(0, 8, &mut 0).unwrap();
-        assert!(slice.u16_at(6).is_some());
-        assert!(slice.u16_at(7).is_none());
-        assert!(slice.u16_at(8).is_none());
-        assert!(slice.u16_at(u32::MAX).is_none());
-        assert!(slice.fetch_16(0).is_none());
-    }
 }

@@ -4,16 +4,16 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
-use slipway_agent::image::command_line;
+use anyhow::{Result, bail, ensure};
 use slipway_agent::protocol::{PingReport, Transfer};
-use vmm_glue::accel::{Accel, AccelChoice, DEFAULT_DEADLINE, Probe, probe};
+use vmm_glue::accel::{Accel, AccelChoice, Chosen};
 use vmm_glue::qemu::Qemu;
-use vmm_glue::{ExitReport, Machine, Vm as _};
+use vmm_glue::{ExitReport, Vm as _};
 
-use super::progress::Progress;
 use super::report::{Findings, FirstPing};
 use super::trace::Tracer;
+use crate::accel;
+use crate::progress::Progress;
 use crate::rig::{Guest, GuestPlan, Image, NO_CONFIG, Slipwayd, last_core};
 
 /// Echoes of a series.
@@ -59,8 +59,8 @@ impl Act<'_> {
     /// The first step that failed, by its name.
     pub async fn run(&self, stage: &mut Stage, tracer: &mut Tracer) -> Result<Findings> {
         let step = self.progress;
-        let probe = probe_accel(self.image, self.accel, self.progress);
-        let (qemu, accel) = step.step("Acceleration", SHORT, probe).await?;
+        let probe = accel::choose(self.image, self.accel, self.progress);
+        let (qemu, Chosen { accel, .. }) = step.step("Acceleration", SHORT, probe).await?;
 
         let switch_started = step.elapsed();
         let switch = step.step("slipwayd", SHORT, self.start_switch(tracer)).await?;
@@ -200,30 +200,4 @@ impl Stage {
         }
         outcome
     }
-}
-
-/// Who runs the guests' instructions, found by trial and remembered beside the image.
-///
-/// # Errors
-/// There is no QEMU, or KVM is demanded and does not run the guest.
-pub async fn probe_accel(
-    image: &Image,
-    wanted: AccelChoice,
-    progress: &Progress,
-) -> Result<(Qemu, Accel)> {
-    let qemu = Qemu::discover().await?;
-    let outcome_beside_image = image.kernel.parent().context("The kernel has no folder")?;
-    let trial = Probe {
-        kernel: image.kernel.clone(),
-        initrd: Some(image.initrd.clone()),
-        machine: Machine::Q35,
-        cmdline: command_line(false),
-        // The agent's first words.
-        ready: Some("slipway: ready".to_owned()),
-        deadline: DEFAULT_DEADLINE,
-        dir: outcome_beside_image.to_owned(),
-    };
-    let chosen = probe(&qemu, &trial, wanted).await?;
-    progress.say(&format!("  {}: {}", chosen.accel, chosen.reason));
-    Ok((qemu, chosen.accel))
 }

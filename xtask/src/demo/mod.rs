@@ -20,19 +20,18 @@ use tokio::runtime;
 use vmm_glue::accel::AccelChoice;
 
 use crate::deps::{self, Purpose};
+use crate::progress::Progress;
 use crate::rig::{
     Image, Leftovers, NetworkSnapshot, RUNC, Runtime, SLIPWAY, oci_image, slipway_programs,
 };
-use crate::{guest, interrupt, workspace};
+use crate::{accel, guest, interrupt, workspace};
 use act::{Act, Stage};
-use progress::Progress;
 use report::Report;
 use trace::Tracer;
 
 mod act;
 mod pods;
 mod programs;
-mod progress;
 mod report;
 mod size;
 mod trace;
@@ -66,7 +65,7 @@ struct Prepared {
 
 /// Runs `cargo xtask demo`.
 pub fn main(arguments: &Arguments) -> Result<()> {
-    let progress = Progress::new();
+    let progress = Progress::new("The demo");
     if arguments.vms {
         let prepared = prepare(arguments, &progress)?;
         return block_on(show(arguments, prepared, &progress));
@@ -75,8 +74,9 @@ pub fn main(arguments: &Arguments) -> Result<()> {
     let (tracer, image) = prepare_pods(runtime, &progress)?;
     block_on(async {
         if let Some(image) = image {
-            let probe = act::probe_accel(&image, arguments.accel, &progress);
-            (_, runtime.accel) = progress.step("Acceleration", act::SHORT, probe).await?;
+            let probe = accel::choose(&image, arguments.accel, &progress);
+            let (_, chosen) = progress.step("Acceleration", act::SHORT, probe).await?;
+            runtime.accel = chosen.accel;
         }
         pods::show(runtime, tracer, &progress).await
     })

@@ -10,17 +10,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::fs;
-use std::path::Path;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, ensure};
-use serde::Deserialize;
 
 use super::programs::Counts;
-use super::progress::Progress;
 use super::trace::Tracer;
 use crate::interrupt;
+use crate::progress::Progress;
 use crate::rig::{
     Container, ContainerSpec, Leftovers, Network, NetworkSnapshot, Node, Pod, Runtime,
 };
@@ -31,8 +28,6 @@ const SHORT: Duration = Duration::from_secs(120);
 const BOOT: Duration = Duration::from_secs(400);
 /// Echoes of a series.
 const ECHOES: u32 = 10;
-/// Where the shim keeps what it knows of a pod.
-const PODS: &str = "/run/slipway/pods";
 
 /// What was seen while it ran.
 #[derive(Debug)]
@@ -176,20 +171,7 @@ async fn consumption(node: &Node, started: &Started<'_>) -> Result<PodFindings> 
     let stats = node.cri().pod_stats(started.pod.id()).await?;
     let memory = stats.memory.and_then(|memory| memory.working_set_bytes);
     let cpu = stats.cpu.and_then(|cpu| cpu.usage_core_nano_seconds);
-    let stages = match node.slipwayd() {
-        Some(slipwayd) => {
-            let attachments = slipwayd.client().list_attachments(Some(started.pod.id())).await?;
-            let attachment = attachments.attachments.first().context("The pod has no port")?;
-            let plugin = attachment.labels.get("cni-started-ms").and_then(|ms| ms.parse().ok());
-            let plugin: u64 = plugin.context("slipway-cni did not note its start")?;
-            let asked = started.asked.duration_since(UNIX_EPOCH)?.as_millis() as u64;
-            let path = Path::new(PODS).join(started.pod.id()).join("stages.json");
-            let text = fs::read_to_string(node.host().path(&path));
-            let text = text.with_context(|| format!("Failed to read {}", path.display()))?;
-            stages(asked, plugin, &text)?
-        }
-        None => Vec::new(),
-    };
+    let stages = node.stages(started.pod.id(), started.asked).await?;
     Ok(PodFindings {
         name: started.name.to_owned(),
         started: started.took,
@@ -197,29 +179,6 @@ async fn consumption(node: &Node, started: &Started<'_>) -> Result<PodFindings> 
         memory: memory.map(|memory| memory.value).unwrap_or_default(),
         cpu: Duration::from_nanos(cpu.map(|cpu| cpu.value).unwrap_or_default()),
     })
-}
-
-/// What the shim noted of a start.
-#[derive(Debug, Deserialize)]
-struct Noted {
-    /// In milliseconds since 1970.
-    began_ms: u64,
-    stages_ms: BTreeMap<String, f64>,
-}
-
-/// The stages of a start in their order. The first two are containerd's: up to the plugin's start, and from
-/// there to the shim's.
-fn stages(asked_ms: u64, plugin_ms: u64, noted: &str) -> Result<Vec<(String, f64)>> {
-    let mut noted: Noted = serde_json::from_str(noted).context("The shim's note of the stages")?;
-    let between =
-        |from: u64, to: u64| Duration::from_millis(to.saturating_sub(from)).as_secs_f64() * 1e3;
-    *noted.stages_ms.entry("AddCNI".to_owned()).or_default() += between(plugin_ms, noted.began_ms);
-    noted.stages_ms.insert("NetNS".to_owned(), between(asked_ms, plugin_ms));
-    let known = ["NetNS", "AddCNI", "Cgroup", "AttachIf", "StartVM"];
-    let order = |name: &str| known.iter().position(|it| *it == name).unwrap_or(known.len());
-    let mut stages: Vec<_> = noted.stages_ms.into_iter().collect();
-    stages.sort_by_key(|(name, _)| order(name));
-    Ok(stages)
 }
 
 /// All there is to say.
@@ -273,26 +232,4 @@ fn seconds(duration: Duration) -> String {
 
 fn row(f: &mut fmt::Formatter<'_>, name: &str, value: &str) -> fmt::Result {
     writeln!(f, "{name:<42}{value}")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn stages_come_in_their_order_and_begin_with_containerds() {
-        let noted = r#"{"began_ms": 1090, "stages_ms":
-            {"StartVM": 400.0, "Cgroup": 1.0, "AddCNI": 5.0, "Guest": 9.0, "AttachIf": 2.0}}"#;
-        let stages = stages(1000, 1030, noted).unwrap();
-        let stages: Vec<_> = stages.iter().map(|(name, ms)| (name.as_str(), *ms)).collect();
-        let expected = [
-            ("NetNS", 30.0),
-            ("AddCNI", 65.0),
-            ("Cgroup", 1.0),
-            ("AttachIf", 2.0),
-            ("StartVM", 400.0),
-            ("Guest", 9.0),
-        ];
-        assert_eq!(stages, expected);
-    }
 }

@@ -18,7 +18,7 @@ use crate::workspace;
 use deb::Package;
 use image::Image;
 
-mod boot;
+pub mod boot;
 mod cpio;
 pub mod deb;
 mod image;
@@ -86,9 +86,11 @@ pub struct Paths {
 }
 
 impl Paths {
-    /// Of the image that was built, if it was.
+    /// Of the image that was built, if it was: in `SLIPWAY_GUEST_DIR` if that is set, otherwise below
+    /// cargo's target directory.
     pub fn find() -> Self {
-        Self::below(&workspace::target().join("guest"))
+        let named = std::env::var_os("SLIPWAY_GUEST_DIR").map(PathBuf::from);
+        Self::below(&named.unwrap_or_else(|| workspace::target().join("guest")))
     }
 
     /// In `folder`.

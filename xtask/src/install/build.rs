@@ -1,20 +1,15 @@
 //! What has to be built before it can be installed.
 
+use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 
 use super::licences;
+use crate::rig::PROGRAMS;
 use crate::{command, guest, workspace};
 
-/// Programs, each of its package.
-const PROGRAMS: [(&str, &str); 4] = [
-    ("dataplane", "slipwayd"),
-    ("slipwayctl", "slipwayctl"),
-    ("slipwayctl", "slipway-cni"),
-    ("shim", "containerd-shim-slipway-v2"),
-];
 /// Shells that slipwayctl has completions for.
 const SHELLS: [&str; 3] = ["bash", "zsh", "fish"];
 
@@ -31,13 +26,15 @@ pub struct Built {
     pub licences: Vec<u8>,
 }
 
-/// Builds everything, or takes what was built.
+/// Builds everything, or takes what was built: from `SLIPWAY_PROGRAMS` and `SLIPWAY_GUEST_DIR` if they
+/// are set.
 ///
 /// # Errors
 /// Something does not compile, or was not built.
 pub fn build(no_build: bool) -> Result<Built> {
     let (programs, guest) = if no_build {
-        (workspace::target().join("release"), guest::Paths::find())
+        let named = env::var_os("SLIPWAY_PROGRAMS").map(PathBuf::from);
+        (named.unwrap_or_else(|| workspace::target().join("release")), guest::Paths::find())
     } else {
         (workspace::build(&PROGRAMS)?, guest::ensure(false)?)
     };

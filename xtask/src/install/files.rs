@@ -22,7 +22,7 @@ use crate::workspace;
 
 /// What `configs/` says, and which part of a [`Layout`] holds instead.
 const PLACES: [(&str, Place); 4] = [
-    ("/usr/bin/slipway", |layout| layout.prefix.join("bin/slipway")),
+    ("/usr/bin/slipway", |layout| layout.bin().join("slipway")),
     ("/usr/share/slipway/", |layout| layout.share().join("")),
     ("/usr/share/doc/slipway/", |layout| layout.doc().join("")),
     ("/etc/slipway/", |layout| layout.etc.join("slipway").join("")),
@@ -45,8 +45,14 @@ const EXAMPLES: [&str; 6] = [
     "slipwayd-gateway.conf",
 ];
 /// What there is to read; links between them hold.
-const DOCS: [&str; 5] =
-    ["README.md", "CHANGELOG.md", "docs/api.md", "docs/kata-compat.md", "docs/threat-model.md"];
+const DOCS: [&str; 6] = [
+    "README.md",
+    "LICENSE",
+    "CHANGELOG.md",
+    "docs/api.md",
+    "docs/kata-compat.md",
+    "docs/threat-model.md",
+];
 const UNIT: &str = "slipwayd.service";
 const PROGRAMS: [&str; 3] = ["slipwayd", "slipwayctl", "containerd-shim-slipway-v2"];
 const CNI_PLUGIN: &str = "slipway-cni";
@@ -92,6 +98,16 @@ impl Layout {
             check(path).with_context(|| format!("{option} {} cannot be used", path.display()))?;
         }
         Ok(layout)
+    }
+
+    /// Where programs are.
+    pub fn bin(&self) -> PathBuf {
+        self.prefix.join("bin")
+    }
+
+    /// Whether services find the programs by name, and systemd the unit.
+    pub fn is_of_system(&self) -> bool {
+        ["/usr", "/usr/local"].iter().any(|prefix| self.prefix == Path::new(prefix))
     }
 
     /// Where the guest and the examples are.
@@ -216,7 +232,7 @@ pub fn list(layout: &Layout, built: &Built) -> Result<Vec<Item>> {
 
     for name in PROGRAMS {
         let file = Content::File(built.programs.join(name));
-        add(layout.prefix.join("bin").join(name), Kind::Program, file);
+        add(layout.bin().join(name), Kind::Program, file);
     }
     let plugin = Content::File(built.programs.join(CNI_PLUGIN));
     add(layout.cni.join(CNI_PLUGIN), Kind::Program, plugin);

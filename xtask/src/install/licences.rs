@@ -75,10 +75,14 @@ pub fn collect(packages: &[&str]) -> Result<Vec<u8>> {
     let metadata: Metadata =
         serde_json::from_slice(&output.stdout).context("cargo metadata cannot be understood")?;
     let roots: Vec<_> = packages.iter().copied().chain(["slipway-agent"]).collect();
-    Ok(text(&metadata, &roots)?.into_bytes())
+    let own = workspace::root().join("LICENSE");
+    let own =
+        fs::read_to_string(&own).with_context(|| format!("Failed to read {}", own.display()))?;
+    Ok(text(&metadata, &roots, own)?.into_bytes())
 }
 
-fn text(metadata: &Metadata, roots: &[&str]) -> Result<String> {
+/// `own` is our own licence.
+fn text(metadata: &Metadata, roots: &[&str], own: String) -> Result<String> {
     let used = used(metadata, roots);
     let mut crates: Vec<_> = metadata
         .packages
@@ -88,13 +92,13 @@ fn text(metadata: &Metadata, roots: &[&str]) -> Result<String> {
     crates.sort_by_key(|package| (&package.name, &package.version));
 
     let mut text = String::from(
-        "slipway is under the Apache License, version 2.0.\n\n\
+        "slipway is under the Apache License, version 2.0, whose text is below.\n\n\
          The guest's kernel and modules (vmlinux, initrd.img) are Linux, under the GNU General Public\n\
          License, version 2, as Debian builds it; guest.json beside them names the package and its\n\
          version, whose source Debian has.\n\n\
          The programs contain these libraries:\n\n",
     );
-    let mut texts = BTreeMap::<String, Vec<String>>::new();
+    let mut texts = BTreeMap::from([(own, vec!["slipway (LICENSE)".to_owned()])]);
     for package in crates {
         let Package { name, version, license, .. } = package;
         let _ = writeln!(text, "  {name} {version}: {}", license.as_deref().unwrap_or("see below"));
@@ -178,10 +182,12 @@ mod tests {
                 {"id": "b", "deps": [on("a", None)]},
             ]},
         });
-        let text = text(&serde_json::from_value(metadata).unwrap(), &["shim"]).unwrap();
+        let metadata = serde_json::from_value(metadata).unwrap();
+        let text = text(&metadata, &["shim"], "Keep this notice".to_owned()).unwrap();
         assert!(text.contains("\n  a 1.0.0: MIT\n  b 1.0.0: MIT\n"), "{text}");
         assert!(!text.contains("tests-only") && !text.contains("elsewhere"), "{text}");
         assert_eq!(text.matches("Do what you like").count(), 1, "{text}");
         assert!(text.contains("a 1.0.0 (LICENSE-MIT)\nb 1.0.0 (LICENSE-MIT)\n"), "{text}");
+        assert!(text.contains("slipway (LICENSE)\n\nKeep this notice\n"), "{text}");
     }
 }

@@ -121,15 +121,21 @@ fn tell_one(path: &Path, outcome: &Removed) {
 
 /// What is left to the administrator; README.md says more.
 fn next_steps(layout: &Layout) -> String {
-    let Layout { prefix, etc, cni } = layout;
-    let (etc, share, units) = (etc.display(), layout.share(), layout.units());
-    let (examples, units) = (share.join("examples"), units.display());
-    let examples = examples.display();
-    // The folders that systemd looks into, of those that a prefix leads to.
-    let is_found = prefix == Path::new("/usr") || prefix == Path::new("/usr/local");
-    let link = match is_found {
+    let (etc, cni, units) = (layout.etc.display(), layout.cni.display(), layout.units());
+    let (examples, bin) = (layout.share().join("examples"), layout.bin());
+    let (examples, bin) = (examples.display(), bin.display());
+    // containerd 1.6 knows shims by their name only.
+    let (link, shim) = match layout.is_of_system() {
+        true => (String::new(), String::new()),
+        false => (
+            format!("systemctl link {}/slipwayd.service && ", units.display()),
+            format!("ln -s {bin}/containerd-shim-slipway-v2 /usr/local/bin/\n     and "),
+        ),
+    };
+    // The shim looks there, too, if it is told nothing else.
+    let config = match layout.etc == Path::new("/etc") {
         true => String::new(),
-        false => format!("systemctl link {units}/slipwayd.service && "),
+        false => format!(" --config {etc}/slipway/configuration.toml"),
     };
     format!(
         "Left to do, as root (README.md, \"Kubernetes nodes\"):\n  \
@@ -137,10 +143,8 @@ fn next_steps(layout: &Layout) -> String {
          2. {link}systemctl daemon-reload && systemctl enable --now slipwayd\n  \
          3. If containerd's bin_dir for CNI (containerd config dump | grep bin_dir) is another than\n     \
          {cni}: ln -s {cni}/slipway-cni BIN_DIR/\n  \
-         4. Tell containerd of the runtime: {examples}/containerd-*.toml say how.\n  \
-         5. {bin}/slipwayctl check\n  \
-         6. kubectl apply -f {examples}/runtimeclass.yaml",
-        cni = cni.display(),
-        bin = prefix.join("bin").display(),
+         4. {shim}tell containerd of the runtime: {examples}/containerd-*.toml say how.\n  \
+         5. {bin}/slipwayctl check{config}\n  \
+         6. kubectl label node NAME slipway=installed && kubectl apply -f {examples}/runtimeclass.yaml",
     )
 }

@@ -66,8 +66,10 @@ pub struct Settings {
     pub programs: Vec<PathBuf>,
     /// CNI plugins.
     pub plugins: Vec<PathBuf>,
-    /// What pods may ask for.
+    /// What pods may ask for; the first is the default. Without any it is containerd's own, runc.
     pub handlers: Vec<Handler>,
+    /// What an administrator would append to the configuration.
+    pub appended: String,
     /// Who keeps the layers.
     pub snapshotter: Snapshotter,
     /// What to run it under, see [`vmm_glue::VmSpec::wrapper`]; its shims and plugins run under it, too.
@@ -226,15 +228,15 @@ impl Settings {
                 .with_context(|| format!("Failed to make {}", link.display()))?;
         }
         for handler in &self.handlers {
-            let folder = self.networks(handler);
+            let folder = self.networks(handler.name);
             fs::create_dir_all(&folder)?;
             write(&folder.join("10-pods.conflist"), &handler.network)?;
         }
         write(&self.folder.join("config.toml"), &self.config()?)
     }
 
-    fn networks(&self, handler: &Handler) -> PathBuf {
-        self.folder.join("networks").join(handler.name)
+    fn networks(&self, handler: &str) -> PathBuf {
+        self.folder.join("networks").join(handler)
     }
 
     /// For containerd 1.6, in version 2 of its configuration's format.
@@ -242,7 +244,7 @@ impl Settings {
         // Paths of temporary folders need no quoting, and this is made sure.
         let folder = self.folder.to_str().filter(|path| !path.contains(['"', '\\']));
         let folder = folder.with_context(|| format!("{:?} cannot be quoted", self.folder))?;
-        let default = self.handlers.first().context("There is no runtime handler")?;
+        let default = self.handlers.first().map_or("runc", |handler| handler.name);
         let mut config = format!(
             r#"version = 2
 root = "{folder}/root"
@@ -275,7 +277,6 @@ default_runtime_name = "{default}"
             image = oci_image::NAME,
             conf_dir = self.networks(default).display(),
             snapshotter = self.snapshotter.name(),
-            default = default.name,
         );
         for handler in &self.handlers {
             config += &format!(
@@ -287,7 +288,7 @@ container_annotations = ["io.katacontainers.*"]
 "#,
                 name = handler.name,
                 runtime_type = handler.runtime_type,
-                conf_dir = self.networks(handler).display(),
+                conf_dir = self.networks(handler.name).display(),
             );
             if let Some(file) = &handler.config {
                 config += &format!(
@@ -299,6 +300,6 @@ ConfigPath = "{}"
                 );
             }
         }
-        Ok(config)
+        Ok(config + &self.appended)
     }
 }

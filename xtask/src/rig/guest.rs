@@ -1,7 +1,7 @@
 //! One microVM whose only NIC is a port of the switch, and the agent in it.
 
 use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -12,7 +12,7 @@ use vmm_glue::accel::Accel;
 use vmm_glue::qemu::{Qemu, QemuVm};
 use vmm_glue::{MacAddr, Mib, NicSpec, Vm as _, VmSpec};
 
-use crate::workspace;
+use crate::guest::Paths;
 
 /// The segment of all guests.
 pub const VNI: u32 = 7;
@@ -37,20 +37,16 @@ impl Image {
     /// # Errors
     /// It is not there.
     pub fn find() -> Result<Self> {
-        let folder = std::env::var_os("SLIPWAY_GUEST_DIR").map(PathBuf::from);
-        let folder = folder.unwrap_or_else(|| workspace::target().join("guest"));
-        let image = Self::in_folder(&folder);
-        if !image.kernel.is_file() || !image.initrd.is_file() {
-            bail!(
-                "There is no guest image in {}. Run: cargo xtask guest (or set SLIPWAY_GUEST_DIR)",
-                folder.display()
-            );
+        let Paths { vmlinux: kernel, initrd, .. } = Paths::find();
+        for file in [&kernel, &initrd] {
+            if !file.is_file() {
+                bail!(
+                    "There is no {}. Run: cargo xtask guest (or set SLIPWAY_GUEST_DIR)",
+                    file.display()
+                );
+            }
         }
-        Ok(image)
-    }
-
-    fn in_folder(folder: &Path) -> Self {
-        Self { kernel: folder.join("vmlinux"), initrd: folder.join("initrd.img") }
+        Ok(Self { kernel, initrd })
     }
 }
 
@@ -265,7 +261,7 @@ mod tests {
 
     #[test]
     fn a_planned_guest_is_one_that_can_be_booted() {
-        let image = Image::in_folder(Path::new("/image"));
+        let image = Image { kernel: "/image/vmlinux".into(), initrd: "/image/initrd.img".into() };
         for accel in [Accel::Kvm, Accel::Tcg] {
             let spec = GuestPlan::new(1, accel, "/tmp/run").spec(&image);
             assert!(spec.check().is_ok(), "{spec:?}");

@@ -26,7 +26,9 @@ mod private_host;
 mod remains;
 mod runtime;
 mod slipwayd;
+mod stages;
 mod tar;
+mod unit;
 
 use std::fs;
 use std::path::Path;
@@ -40,8 +42,10 @@ pub use node::Node;
 pub use pod::{Container, ContainerSpec, Executed, LogLine, Pod, namespaces, write_volume};
 pub use private_host::PrivateHost;
 pub use remains::{Cgroups, Remains};
+pub(crate) use runtime::PROGRAMS;
 pub use runtime::{Network, RUNC, Runtime, SLIPWAY, slipway_programs};
 pub use slipwayd::{NO_CONFIG, Slipwayd, last_core, program};
+pub use unit::Unit;
 
 fn write(path: &Path, contents: &str) -> Result<()> {
     fs::write(path, contents).with_context(|| format!("Failed to write {}", path.display()))

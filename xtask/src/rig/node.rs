@@ -17,12 +17,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context as _, Result, ensure};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use tempfile::TempDir;
 use tokio::process::Command;
 use tokio::task::{self, JoinSet};
-use vmm_glue::ExitCause;
 
 use super::containerd::{Containerd, Settings, Snapshotter};
 use super::cri::Cri;
@@ -32,10 +29,13 @@ use super::cri::messages::{
 };
 use super::oci_image;
 use super::pod::{Pod, namespaces};
-use super::private_host::{PrivateHost, only_child};
+use super::private_host::PrivateHost;
 use super::remains::{Cgroups, Remains};
-use super::runtime::{Parts, Runtime};
+use super::runtime::{Parts, Runtime, SLIPWAY, stock_plugin};
 use super::slipwayd::Slipwayd;
+
+/// Where systemd's services find programs (systemd.exec(5)).
+const SERVICES_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin";
 
 /// A node. Dropping it ends all that runs on it.
 #[derive(Debug)]
@@ -70,28 +70,73 @@ impl Node {
         runtime: Runtime,
         mut wrapper: impl FnMut(&str) -> Vec<String>,
     ) -> Result<Self> {
-        let image = task::spawn_blocking(oci_image::ensure).await.context("No thread")??;
-        let folder = tempfile::Builder::new().prefix("slipway-node-").tempdir();
-        let folder = folder.context("Failed to make a folder for the node")?;
-        let path = folder.path();
-        let name = path.file_name().context("The folder has no name")?;
-        let cgroups = Cgroups::below(&name.to_string_lossy());
+        let folder = Self::make_folder()?;
         let host = PrivateHost::start().await?;
-        let parts = runtime.start(&host, path, &mut wrapper).await?;
+        let parts = runtime.start(&host, folder.path(), &mut wrapper).await?;
         let Parts { handler, programs, plugins, slipwayd } = parts;
         let config = handler.config.clone();
         let settings = Settings {
-            folder: path.to_owned(),
+            folder: folder.path().to_owned(),
             programs,
             plugins,
             handlers: vec![handler],
+            appended: String::new(),
             snapshotter: Snapshotter::Overlayfs,
             wrapper: wrapper("containerd"),
         };
+        let node = Self::put_together(runtime, host, folder, settings).await?;
+        Ok(Self { config, slipwayd, ..node })
+    }
+
+    /// Starts containerd on `host`, where slipway was installed, with the `PATH` of services, Debian's
+    /// folder of plugins, and the text `appended` to its configuration. slipwayd is the caller's.
+    ///
+    /// # Errors
+    /// See [`Node::start`].
+    pub async fn installed(host: PrivateHost, folder: TempDir, appended: String) -> Result<Self> {
+        let settings = Settings {
+            folder: folder.path().to_owned(),
+            programs: Vec::new(),
+            plugins: ["slipway-cni", "loopback"].map(stock_plugin).into(),
+            handlers: Vec::new(),
+            appended,
+            snapshotter: Snapshotter::Overlayfs,
+            wrapper: ["env", "-i", SERVICES_PATH].map(str::to_owned).into(),
+        };
+        Self::put_together(SLIPWAY, host, folder, settings).await
+    }
+
+    /// A folder for a node.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn make_folder() -> Result<TempDir> {
+        let folder = tempfile::Builder::new().prefix("slipway-node-").tempdir();
+        folder.context("Failed to make a folder for the node")
+    }
+
+    async fn put_together(
+        runtime: Runtime,
+        host: PrivateHost,
+        folder: TempDir,
+        settings: Settings,
+    ) -> Result<Self> {
+        let image = task::spawn_blocking(oci_image::ensure).await.context("No thread")??;
+        let name = folder.path().file_name().context("The folder has no name")?;
+        let cgroups = Cgroups::below(&name.to_string_lossy());
         let containerd = Containerd::start(&host, settings).await?;
         containerd.import(&host, &image.archive).await?;
-        let pods_made = AtomicU32::new(0);
-        Ok(Self { runtime, config, pods_made, containerd, slipwayd, host, cgroups, folder, image })
+        Ok(Self {
+            runtime,
+            config: None,
+            pods_made: AtomicU32::new(0),
+            containerd,
+            slipwayd: None,
+            host,
+            cgroups,
+            folder,
+            image,
+        })
     }
 
     /// Who runs the pods.
@@ -275,14 +320,10 @@ impl Node {
         let remains = self.settle().await?;
         ensure!(remains.is_empty(), "Something is left of the pods: {remains}");
         self.containerd.stop().await?;
-        if let Some(slipwayd) = self.slipwayd {
-            // Our child is nsenter, which passes no signals on.
-            let pid = Pid::from_raw(only_child(slipwayd.pid())?.cast_signed());
-            kill(pid, Signal::SIGTERM).context("Failed to signal slipwayd")?;
-            let report = slipwayd.ended().await;
-            ensure!(report.cause == ExitCause::Code(0), "{report}");
+        match self.slipwayd {
+            Some(slipwayd) => slipwayd.stop_on_host().await,
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// What is left on the host, once it is nothing or after a few seconds.

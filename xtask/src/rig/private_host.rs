@@ -12,7 +12,8 @@
 //! *ought* to have cleaned up must be looked for before ([`PrivateHost::pids`],
 //! [`PrivateHost::mounts`], [`PrivateHost::devices`]).
 //!
-//! Files are the machine's, but for `/run`, which is empty: shims bind their sockets there.
+//! Files are the machine's, but for `/run`, which is empty: shims bind their sockets there. Of folders
+//! named to [`PrivateHost::overlay`] the host has its own version: what is written there stays there.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -21,7 +22,7 @@ use std::process::Stdio;
 use std::time::Duration;
 use std::{fs, thread};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use tokio::process::Command;
 use tokio::time::timeout;
 use vmm_glue::ConsoleClosed;
@@ -67,6 +68,46 @@ impl PrivateHost {
         let mut host = Self { unshare, init, mounts: BTreeSet::new() };
         host.mounts = host.all_mounts()?;
         Ok(host)
+    }
+
+    /// From now on what is written to the machine's folders `of` is for this host alone, and lies in
+    /// `into`, below the folder's name. Before anything runs here.
+    ///
+    /// # Errors
+    /// In the words of mount(8).
+    pub async fn overlay(&mut self, of: &[&str], into: &Path) -> Result<()> {
+        for folder in of {
+            let upper = into.join(folder.trim_start_matches('/'));
+            let work = into.join("work").join(folder.trim_start_matches('/'));
+            for folder in [&upper, &work] {
+                fs::create_dir_all(folder)
+                    .with_context(|| format!("Failed to make {}", folder.display()))?;
+            }
+            let options = format!(
+                "lowerdir={folder},upperdir={},workdir={}",
+                upper.display(),
+                work.display()
+            );
+            self.mount(&["-t", "overlay", "-o", &options, "overlay", folder]).await?;
+        }
+        Ok(())
+    }
+
+    /// Hides a folder of the machine's from this host: it is empty there.
+    ///
+    /// # Errors
+    /// In the words of mount(8).
+    pub async fn hide(&mut self, folder: &Path) -> Result<()> {
+        self.mount(&["-t", "tmpfs", "nothing", &folder.to_string_lossy()]).await
+    }
+
+    async fn mount(&mut self, arguments: &[&str]) -> Result<()> {
+        let output = self.command("mount").args(arguments).output().await?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "mount {} failed: {said}", arguments.join(" "));
+        // It is no pod's.
+        self.mounts = self.all_mounts()?;
+        Ok(())
     }
 
     /// What to run a program under so that it runs on this host and ends with its caller's child.
@@ -124,6 +165,11 @@ impl PrivateHost {
         let text = String::from_utf8_lossy(&output.stdout);
         let names = text.lines().skip(2).filter_map(|line| line.split_once(':'));
         Ok(names.map(|(name, _)| name.trim().to_owned()).collect())
+    }
+
+    /// The file that the process `pid` of this host runs; none if it has ended, or is the kernel's.
+    pub fn program(&self, pid: u32) -> Option<PathBuf> {
+        fs::read_link(self.path(Path::new(&format!("/proc/{pid}/exe")))).ok()
     }
 
     /// Named network namespaces.
@@ -201,6 +247,23 @@ mod tests {
         for path in ["/sys/class/net", "/run/netns", "/run"] {
             assert!(!Path::new(path).join("slipway-test").exists(), "{path}");
         }
+    }
+
+    #[tokio::test]
+    async fn what_is_written_to_an_overlay_or_hidden_is_so_on_its_host_only() {
+        let (into, machine) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        fs::write(machine.path().join("file"), "").unwrap();
+        let mut host = host().await;
+        host.overlay(&["/opt"], into.path()).await.unwrap();
+        host.hide(machine.path()).await.unwrap();
+        assert_eq!(host.mounts().unwrap(), BTreeSet::new());
+        fs::write(host.path(Path::new("/opt/slipway-test")), "").unwrap();
+        assert!(into.path().join("opt/slipway-test").exists());
+        assert!(!Path::new("/opt/slipway-test").exists());
+        assert!(!host.path(&machine.path().join("file")).exists());
+        assert!(machine.path().join("file").exists());
+        let error = host.overlay(&["/slipway-none"], into.path()).await.unwrap_err().to_string();
+        assert!(error.contains("/slipway-none"), "{error}");
     }
 
     #[tokio::test]

@@ -21,8 +21,9 @@ use crate::workspace;
 /// Where Debian puts the stock CNI plugins.
 const STOCK_PLUGINS: &str = "/usr/lib/cni";
 /// What slipway is made of: packages and their programs.
-const PROGRAMS: [(&str, &str); 3] = [
+pub(crate) const PROGRAMS: [(&str, &str); 4] = [
     ("dataplane", "slipwayd"),
+    ("slipwayctl", "slipwayctl"),
     ("slipwayctl", "slipway-cni"),
     ("shim", "containerd-shim-slipway-v2"),
 ];
@@ -96,14 +97,13 @@ impl Runtime {
         folder: &Path,
         wrapper: &mut impl FnMut(&str) -> Vec<String>,
     ) -> Result<Parts> {
-        let stock = |name: &&str| Path::new(STOCK_PLUGINS).join(name);
         let Self { handler: name, runtime_type, network, .. } = self;
         let conflist = network.conflist(folder);
         match network {
             Network::Bridge => Ok(Parts {
                 handler: Handler { name, runtime_type, network: conflist, config: None },
                 programs: Vec::new(),
-                plugins: ["bridge", "host-local", "loopback"].iter().map(stock).collect(),
+                plugins: ["bridge", "host-local", "loopback"].map(stock_plugin).into(),
                 slipwayd: None,
             }),
             Network::Slipwayd => {
@@ -128,7 +128,7 @@ impl Runtime {
                         config: Some(config),
                     },
                     // containerd brings up `lo` of each pod by a plugin of its own.
-                    plugins: vec![programs.join("slipway-cni"), stock(&"loopback")],
+                    plugins: vec![programs.join("slipway-cni"), stock_plugin("loopback")],
                     programs: vec![programs],
                     slipwayd: Some(slipwayd),
                 })
@@ -167,6 +167,11 @@ impl Network {
         };
         json!({"cniVersion": "0.4.0", "name": "pods", "plugins": [plugin]}).to_string()
     }
+}
+
+/// A plugin as Debian's containerd finds it.
+pub(super) fn stock_plugin(name: &str) -> PathBuf {
+    Path::new(STOCK_PLUGINS).join(name)
 }
 
 /// slipwayd's API.

@@ -1,11 +1,13 @@
 //! One slipwayd process with a run directory of its own.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use nix::sched::{CpuSet, sched_getaffinity};
+use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use slipway_api::client::Client;
 use slipway_api::{Mac, PortMode, PortSpec};
@@ -14,6 +16,7 @@ use vmm_glue::process::{Child, Launch};
 use vmm_glue::{ConsoleClosed, ExitCause, ExitReport};
 
 use super::GuestPlan;
+use super::private_host::only_child;
 use crate::workspace;
 
 /// What slipwayd logs once its API and its threads are there.
@@ -73,17 +76,32 @@ impl Slipwayd {
         core: usize,
         wrapper: &[String],
     ) -> Result<Self> {
+        let arguments = [
+            "--config".into(),
+            config.into(),
+            "--cores".into(),
+            core.to_string().into(),
+            "--run-dir".into(),
+            run_dir.into(),
+        ];
+        Self::launch(program, &arguments, &run_dir.join("slipwayd.sock"), wrapper).await
+    }
+
+    /// Starts `program` with these arguments under `wrapper`. Returns once it serves its API, on
+    /// `socket`.
+    ///
+    /// # Errors
+    /// See [`Slipwayd::start`].
+    pub async fn launch(
+        program: &Path,
+        arguments: &[OsString],
+        socket: &Path,
+        wrapper: &[String],
+    ) -> Result<Self> {
         let child = Child::spawn(Launch {
             name: "slipwayd".to_owned(),
             program: program.to_owned(),
-            args: vec![
-                "--config".into(),
-                config.into(),
-                "--cores".into(),
-                core.to_string().into(),
-                "--run-dir".into(),
-                run_dir.into(),
-            ],
+            args: arguments.to_vec(),
             wrapper: wrapper.to_vec(),
             ..Launch::default()
         })
@@ -93,7 +111,7 @@ impl Slipwayd {
             Ok(Err(ConsoleClosed { .. })) => bail!("{}", child.wait().await),
             Err(_) => bail!("It was not ready within {LIMIT:?}; its log:\n{}", child.stderr_tail()),
         }
-        Ok(Self { child, client: Client::new(run_dir.join("slipwayd.sock")).with_timeout(LIMIT) })
+        Ok(Self { child, client: Client::new(socket).with_timeout(LIMIT) })
     }
 
     /// The API.
@@ -138,6 +156,20 @@ impl Slipwayd {
     /// It did not end in time and was killed, or says that it failed.
     pub async fn stop(self) -> Result<()> {
         self.child.terminate();
+        self.ends().await
+    }
+
+    /// The same on a private host: our child is nsenter there, which passes no signals on.
+    ///
+    /// # Errors
+    /// See [`Slipwayd::stop`].
+    pub async fn stop_on_host(self) -> Result<()> {
+        let pid = Pid::from_raw(only_child(self.pid())?.cast_signed());
+        kill(pid, Signal::SIGTERM).context("Failed to signal slipwayd")?;
+        self.ends().await
+    }
+
+    async fn ends(&self) -> Result<()> {
         match timeout(LIMIT, self.child.wait()).await {
             Ok(report) if report.cause == ExitCause::Code(0) => Ok(()),
             Ok(report) => bail!("{report}"),

@@ -14,7 +14,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde::Serialize;
 use slipway_api::{NetworkList, Version, client::ClientError};
 
-use super::{Node, RUNTIME, SHIM, major_minor, version, vmm_name};
+use super::{Containerd, Node, RUNTIME, major_minor, version, vmm_name};
 
 /// How something stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -88,13 +88,14 @@ pub async fn check(node: &Node, loaded: &Result<Loaded, ConfigError>, daemon: &D
     }
     checks.agent_channel(node, config);
     checks.shared_fs(node, config).await;
-    checks.memory(node);
+    checks.memory(node, config);
     checks.cgroups(node);
-    checks.shim(node);
+    let containerd = node.containerd();
+    checks.shim(node, &containerd);
     checks.slipwayd(daemon);
     checks.networks(daemon);
-    checks.cni(node);
-    checks.containerd(node).await;
+    checks.containerd(node, &containerd).await;
+    checks.cni(node, &containerd);
     let Checks(checks) = checks;
     Report { ok: checks.iter().all(|finding| finding.verdict != Verdict::Fail), checks }
 }
@@ -307,7 +308,17 @@ impl Checks {
         }
     }
 
-    fn memory(&mut self, node: &Node) {
+    fn memory(&mut self, node: &Node, config: &KataConfig) {
+        let wanted = config.hypervisor.default_memory_mib;
+        if let Some(available) = node.memory_available_mib() {
+            let found = format!("{available} MiB available, {wanted} for a pod without limits");
+            if available < u64::from(wanted) {
+                let remedy = "lower default_memory under [hypervisor.*], or delete pods";
+                self.bad("memory", Verdict::Warn, found, remedy);
+            } else {
+                self.ok("memory", found);
+            }
+        }
         match memfd_create(c"slipwayctl-check", MFdFlags::MFD_CLOEXEC) {
             Ok(_) => self.ok("memfd", "can be made"),
             Err(error) => self.bad(
@@ -334,14 +345,14 @@ impl Checks {
         }
     }
 
-    fn shim(&mut self, node: &Node) {
-        match node.find(SHIM, &[]) {
-            Some(path) => self.ok("shim", path.display().to_string()),
-            None => self.bad(
+    fn shim(&mut self, node: &Node, containerd: &Containerd) {
+        match node.shim(containerd) {
+            Ok(path) => self.ok("shim", path.display().to_string()),
+            Err(found) => self.bad(
                 "shim",
                 Verdict::Fail,
-                format!("no {SHIM} in PATH"),
-                "install it where containerd's PATH has it, or name it as runtime_path in containerd's configuration",
+                found,
+                "install it or a link to it where containerd's PATH has it, as /usr/local/bin",
             ),
         }
     }
@@ -385,19 +396,50 @@ impl Checks {
         }
     }
 
-    fn cni(&mut self, node: &Node) {
-        match node.cni_plugin() {
-            Some(path) => self.ok("CNI plugin", path.display().to_string()),
-            None => self.bad(
-                "CNI plugin",
+    /// What containerd needs to connect a pod: our plugin, `loopback`, and a network of ours.
+    fn cni(&mut self, node: &Node, containerd: &Containerd) {
+        const CHECK: &str = "CNI plugin";
+        let folders: Vec<_> = containerd.bin_dirs.iter().map(|dir| dir.display()).collect();
+        let folders = folders.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        match (containerd.slipway_cni(), node.cni_plugin(containerd)) {
+            (Some(path), _) => self.ok(CHECK, path.display().to_string()),
+            (None, Some(path)) => self.bad(
+                CHECK,
                 Verdict::Warn,
-                "no slipway-cni in PATH, /opt/cni/bin or /usr/lib/cni",
-                "install it in containerd's CNI bin_dir; only `ctr` works without",
+                format!("{}, but containerd looks in {folders}", path.display()),
+                format!("ln -s {} there; only `ctr` works without", path.display()),
+            ),
+            (None, None) => self.bad(
+                CHECK,
+                Verdict::Warn,
+                format!("no slipway-cni in {folders}"),
+                "install it there; only `ctr` works without",
+            ),
+        }
+        if containerd.plugin("loopback").is_none() {
+            self.bad(
+                CHECK,
+                Verdict::Warn,
+                format!("no loopback in {folders}, which containerd runs for every pod"),
+                "install containernetworking-plugins, or link its loopback there",
+            );
+        }
+        if containerd.file.is_none() {
+            // That there is no runtime is said elsewhere.
+            return;
+        }
+        match containerd.network() {
+            Some(path) => self.ok("CNI network", path.display().to_string()),
+            None => self.bad(
+                "CNI network",
+                Verdict::Warn,
+                format!("the first list in {} is not of slipway-cni", containerd.conf_dir.display()),
+                "put 10-slipway.conflist into /etc/slipway/cni, and that as cni_conf_dir of the runtime",
             ),
         }
     }
 
-    async fn containerd(&mut self, node: &Node) {
+    async fn containerd(&mut self, node: &Node, told: &Containerd) {
         let Some(path) = node.find("containerd", &[]) else {
             let remedy = "install containerd 1.6 or newer, or put it into PATH";
             return self.bad("containerd", Verdict::Warn, "no containerd in PATH", remedy);
@@ -412,14 +454,18 @@ impl Checks {
             }
             Ok(found) => self.ok("containerd", found),
         }
-        match &node.containerd_files()[..] {
-            [] => self.bad(
+        for damaged in &told.damaged {
+            let remedy = "mend it: containerd does not start with it, or without what it says";
+            self.bad("runtime class", Verdict::Fail, damaged, remedy);
+        }
+        match &told.file {
+            None => self.bad(
                 "runtime class",
                 Verdict::Warn,
                 format!("no {RUNTIME} in /etc/containerd/config.toml or conf.d"),
                 "put it there as slipway's containerd-*.toml says; only `ctr --runtime` works without",
             ),
-            [file, ..] => self.ok("runtime class", format!("{RUNTIME} in {}", file.display())),
+            Some(file) => self.ok("runtime class", format!("{RUNTIME} in {}", file.display())),
         }
     }
 }

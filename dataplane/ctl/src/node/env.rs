@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use kata_config::{KataConfig, Loaded};
 use serde::Serialize;
 
-use super::{Node, RUNTIME, SHIM, check::Daemon, host::HostFacts, version};
+use super::{Node, RUNTIME, check::Daemon, host::HostFacts, version};
 
 /// The document.
 #[derive(Clone, Debug, Serialize)]
@@ -31,7 +31,7 @@ pub struct Runtime {
     pub name: &'static str,
     /// The version of this program.
     pub version: &'static str,
-    /// The shim in `PATH`.
+    /// The shim, as containerd finds it.
     pub shim: Option<PathBuf>,
     /// The CNI plugin.
     pub cni_plugin: Option<PathBuf>,
@@ -102,6 +102,7 @@ pub struct Slipwayd {
 /// Gathers the document.
 pub async fn environment(node: &Node, loaded: Loaded, daemon: &Daemon) -> Environment {
     let Loaded { config, warnings, ignored, files } = loaded;
+    let containerd = node.containerd();
     let (machine, slipway) = (&config.hypervisor, &config.slipway);
     let programs = Programs {
         vmm: Program::ask(node.vmm(machine)).await,
@@ -121,8 +122,8 @@ pub async fn environment(node: &Node, loaded: Loaded, daemon: &Daemon) -> Enviro
         runtime: Runtime {
             name: RUNTIME,
             version: env!("CARGO_PKG_VERSION"),
-            shim: node.find(SHIM, &[]),
-            cni_plugin: node.cni_plugin(),
+            shim: node.shim(&containerd).ok(),
+            cni_plugin: node.cni_plugin(&containerd),
         },
         configuration: Configuration {
             files,

@@ -9,6 +9,8 @@ use super::Node;
 /// The host, as far as pods depend on it.
 #[derive(Clone, Debug, Serialize)]
 pub struct HostFacts {
+    /// The distribution, as it calls itself.
+    pub distribution: Option<String>,
     /// Release of the host's kernel.
     pub kernel: Option<String>,
     /// The processor's architecture.
@@ -21,6 +23,8 @@ pub struct HostFacts {
     pub cpus: u32,
     /// Memory in MiB.
     pub memory_mib: u64,
+    /// How much of it is to be had, in MiB.
+    pub memory_available_mib: Option<u64>,
     /// cgroup version 1 or 2.
     pub cgroup_version: Option<u8>,
     /// Whether `/dev/kvm` can be opened.
@@ -46,17 +50,34 @@ impl Node {
         let size = kata_config::Host::read();
         let release = self.text("/proc/sys/kernel/osrelease");
         HostFacts {
+            distribution: self.distribution(),
             kernel: release.map(|text| text.trim().to_owned()),
             architecture: std::env::consts::ARCH,
             cpu: self.cpuinfo("model name"),
             cpu_virtualisation: self.cpu_virtualisation(),
             cpus: size.cpus,
             memory_mib: size.memory_mib,
+            memory_available_mib: self.memory_available_mib(),
             cgroup_version: self.cgroup_version(),
             kvm: self.opens("/dev/kvm").is_ok(),
             vhost_vsock: self.opens("/dev/vhost-vsock").is_ok(),
             hugepages_2mib: self.hugepages(),
         }
+    }
+
+    /// os-release(5).
+    fn distribution(&self) -> Option<String> {
+        let text = self.text("/etc/os-release")?;
+        let name = text.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="))?;
+        Some(name.trim_matches(['"', '\'']).to_owned())
+    }
+
+    /// `MemAvailable` of proc_meminfo(5).
+    pub(super) fn memory_available_mib(&self) -> Option<u64> {
+        let text = self.text("/proc/meminfo")?;
+        let rest = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+        let kib: u64 = rest.trim().strip_suffix(" kB")?.parse().ok()?;
+        Some(kib / 1024)
     }
 
     fn cpuinfo(&self, key: &str) -> Option<String> {

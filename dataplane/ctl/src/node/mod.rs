@@ -12,6 +12,7 @@
 //! A program that is asked for its version has 5 s, and its first line is taken.
 
 pub mod check;
+mod containerd;
 pub mod env;
 mod host;
 
@@ -25,6 +26,7 @@ use std::{
     time::Duration,
 };
 
+use containerd::Containerd;
 use kata_config::{Hypervisor, HypervisorKind, SlipwayConfig};
 use tokio::{process::Command, time::timeout};
 
@@ -37,7 +39,7 @@ pub const RUNTIME: &str = "io.containerd.slipway.v2";
 /// Where distributions put virtiofsd, none of it in `PATH`; the shim looks here too.
 const VIRTIOFSD_PLACES: [&str; 3] =
     ["/usr/libexec/virtiofsd", "/usr/lib/virtiofsd", "/usr/lib/qemu/virtiofsd"];
-/// Where CNI plugins are.
+/// Where installations put the CNI plugin.
 const CNI_PLACES: [&str; 2] = ["/opt/cni/bin/slipway-cni", "/usr/lib/cni/slipway-cni"];
 
 /// Where things are looked for: this machine, or a test's folders.
@@ -106,24 +108,15 @@ impl Node {
         self.program(slipway.vsock_daemon.as_deref(), "vhost-device-vsock", &[])
     }
 
-    fn cni_plugin(&self) -> Option<PathBuf> {
-        self.find("slipway-cni", &CNI_PLACES)
+    /// The shim that containerd is told of by its path, else the one in `PATH`, which is taken for
+    /// containerd's too.
+    fn shim(&self, containerd: &Containerd) -> Result<PathBuf, String> {
+        self.program(containerd.runtime_path.as_deref(), SHIM, &[])
     }
 
-    /// The files of containerd's configuration that mention our runtime, best effort: `imports` are
-    /// followed by containerd, and only their usual folder by us.
-    fn containerd_files(&self) -> Vec<PathBuf> {
-        let mut files = vec![self.at("/etc/containerd/config.toml")];
-        let folder = fs::read_dir(self.at("/etc/containerd/conf.d")).into_iter().flatten();
-        files.extend(folder.filter_map(|entry| Some(entry.ok()?.path())));
-        files.sort();
-        let mentions = |file: &PathBuf| {
-            fs::read_to_string(file).is_ok_and(|text| {
-                text.lines()
-                    .any(|line| !line.trim_start().starts_with('#') && line.contains(RUNTIME))
-            })
-        };
-        files.into_iter().filter(mentions).collect()
+    /// The plugin that containerd finds, else one that is elsewhere.
+    fn cni_plugin(&self, containerd: &Containerd) -> Option<PathBuf> {
+        containerd.slipway_cni().or_else(|| self.find("slipway-cni", &CNI_PLACES))
     }
 }
 

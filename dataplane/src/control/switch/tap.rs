@@ -8,7 +8,8 @@ use slipway_api::{ApiError, AppliedPortSpec, ErrorCode, Mac, Port, PortMode, Por
 use crate::gateway::interface::{TUN_DEVICE, Tap};
 use crate::port::tap::TapPort;
 
-use super::{PortEntry, Switch};
+use super::Switch;
+use super::state::PortEntry;
 use crate::control::view;
 
 /// What the port of a tap is.

@@ -1,4 +1,4 @@
-//! The steps of the demo: each has a name, a limit and a line with the seconds that went by.
+//! The steps of a long command: each has a name, a limit and a line with the seconds that went by.
 
 use std::fs;
 use std::future::Future;
@@ -12,16 +12,17 @@ use crate::interrupt;
 /// The time since the command was typed.
 #[derive(Debug, Clone, Copy)]
 pub struct Progress {
+    command: &'static str,
     observed: Instant,
     age: Duration,
 }
 
 impl Progress {
     /// Counts from the start of this process. That was cargo, which compiled us and then became us
-    /// by `exec`, so the compilation counts.
-    pub fn new() -> Self {
+    /// by `exec`, so the compilation counts. `command` is what failures name: "The demo".
+    pub fn new(command: &'static str) -> Self {
         // Without /proc the compilation does not count.
-        Self { observed: now(), age: age_of_this_process().unwrap_or_default() }
+        Self { command, observed: now(), age: age_of_this_process().unwrap_or_default() }
     }
 
     /// How long ago the command was typed.
@@ -53,7 +54,7 @@ impl Progress {
                 Err(_) => Err(anyhow::anyhow!("It was not done within {limit:?}")),
             },
         };
-        outcome.with_context(|| failed(name))
+        outcome.with_context(|| self.failed(name))
     }
 
     /// Runs a step that blocks. What it waits for are programs, which have limits and end when we are
@@ -63,19 +64,19 @@ impl Progress {
     /// The step's own, with its name; [`interrupt::Interrupted`].
     pub fn blocking_step<T>(&self, name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
         self.say(name);
-        let outcome = work().with_context(|| failed(name))?;
+        let outcome = work().with_context(|| self.failed(name))?;
         if interrupt::is_requested() {
             bail!(interrupt::Interrupted);
         }
         Ok(outcome)
     }
+
+    fn failed(&self, step: &str) -> String {
+        format!("{} failed at this step: {step}", self.command)
+    }
 }
 
-fn failed(step: &str) -> String {
-    format!("The demo failed at this step: {step}")
-}
-
-#[expect(clippy::disallowed_methods, reason = "the demo measures")]
+#[expect(clippy::disallowed_methods, reason = "demo and figures measure")]
 fn now() -> Instant {
     Instant::now()
 }
@@ -122,7 +123,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_step_that_fails_or_takes_too_long_is_named() {
-        let progress = Progress::new();
+        let progress = Progress::new("The demo");
         let limit = Duration::from_millis(1);
         let slow = progress.step("Slow", limit, std::future::pending::<Result<()>>()).await;
         let text = format!("{:#}", slow.unwrap_err());
