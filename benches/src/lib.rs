@@ -5,6 +5,7 @@
 
 pub mod figures;
 pub mod host;
+pub mod local;
 pub mod ports;
 pub mod reference;
 pub mod rig;

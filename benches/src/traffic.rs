@@ -7,6 +7,8 @@ use anyhow::{Context, Result};
 use dataplane::clock;
 use dataplane::testing::Guest;
 
+use crate::local::Address;
+
 /// Frames sent and received before the other side's turn.
 const BURST: usize = 32;
 
@@ -44,6 +46,19 @@ pub fn frame(to: [u8; 6], from: [u8; 6], len: usize) -> Vec<u8> {
     frame[..6].copy_from_slice(&to);
     frame[6..12].copy_from_slice(&from);
     frame[12..14].copy_from_slice(&0x88b5_u16.to_be_bytes());
+    frame
+}
+
+/// A UDP datagram from one guest to the other, as [`frame`].
+pub fn ipv4((to, to_ip): Address, (from, from_ip): Address, len: usize) -> Vec<u8> {
+    let mut frame = frame(to, from, len);
+    frame[12..14].copy_from_slice(&0x0800_u16.to_be_bytes());
+    frame[14] = 0x45;
+    frame[16..18].copy_from_slice(&(len as u16 - 14).to_be_bytes());
+    (frame[22], frame[23]) = (64, 17);
+    frame[26..30].copy_from_slice(&from_ip);
+    frame[30..34].copy_from_slice(&to_ip);
+    frame[38..40].copy_from_slice(&(len as u16 - 34).to_be_bytes());
     frame
 }
 

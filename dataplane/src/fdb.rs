@@ -399,10 +399,17 @@ impl Fdb {
         if key == 0 {
             return None; // It would match free slots.
         }
-        let (first, second) = self.candidates(key);
-        if let Some((slot, value)) = self.buckets[first].find(key) {
-            return Some((Place { bucket: first, slot }, value));
+        let first = self.seed.word(key) as usize & (self.buckets.len() - 1);
+        match self.buckets[first].find(key) {
+            Some((slot, value)) => Some((Place { bucket: first, slot }, value)),
+            None => self.find_in_second(key),
         }
+    }
+
+    /// Out of line: in a table that is not crowded, only what is not there is looked for here.
+    #[cold]
+    fn find_in_second(&self, key: u64) -> Option<(Place, Value)> {
+        let (_, second) = self.candidates(key);
         let (slot, value) = self.buckets[second].find(key)?;
         Some((Place { bucket: second, slot }, value))
     }

@@ -71,8 +71,10 @@ impl Scratch {
 /// One frame of a burst; its head is the [`Scratch`] at the same place.
 #[derive(Debug, Clone, Copy)]
 pub struct Frame<'m> {
-    /// The descriptor chain it came in, to be given back.
+    /// The descriptor chain it came in, to be given back: its head, or on a packed ring its id.
     pub desc_head: u16,
+    /// Ring entries that the chain takes: more than one on a packed ring only.
+    pub slots: u16,
     /// Bytes of the frame in its [`Scratch`].
     pub head_len: u16,
     /// Bytes of the frame, virtio-net header not counted.

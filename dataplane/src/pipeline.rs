@@ -72,7 +72,10 @@ pub struct Burst<'a> {
 pub struct Worker {
     scratch: [Scratch; BURST],
     decisions: [Decision; BURST],
+    /// What is left to do to frames that are not in `plain`.
     offloads: [Offload; BURST],
+    /// Frames with nothing left to do, a bit each.
+    plain: u32,
     /// Why a frame was not forwarded, or nothing: at least one copy of it was.
     fates: [Option<DropReason>; BURST],
     software: Software,
@@ -97,6 +100,7 @@ impl Worker {
             scratch: [Scratch::EMPTY; BURST],
             decisions: [Decision::Flood; BURST],
             offloads: [PLAIN; BURST],
+            plain: 0,
             fates: [None; BURST],
             software: Software::new(),
             hash_seed,
@@ -140,21 +144,27 @@ impl Worker {
     /// Step 2: what becomes of each frame.
     fn judge(&mut self, burst: &Burst<'_>, batch: &mut Batch<'_>, sender: Abilities) {
         let mut bytes = 0;
+        let mut memo = Memo::default();
+        self.plain = !0;
         for (at, frame) in batch.frames.iter_mut().enumerate() {
             bytes += u64::from(frame.len);
             let judged = match frame.drop {
                 Some(reason) => Err(reason),
                 None => {
                     let head = &self.scratch[at].head()[..usize::from(frame.head_len)];
-                    let asked = VirtioNetHdr::parse(self.scratch[at].vnet());
-                    judge(burst, &asked, head, frame.len, sender, self.now_s)
+                    let asked = self.scratch[at].vnet();
+                    judge(burst, asked, head, frame.len, sender, self.now_s, &mut memo)
                 }
             };
-            let (offload, decision) = match judged {
-                Ok(judged) => judged,
-                Err(reason) => (PLAIN, Decision::Drop(reason)),
+            let decision = match judged {
+                Ok((PLAIN, decision)) => decision,
+                Ok((offload, decision)) => {
+                    self.offloads[at] = offload;
+                    self.plain &= !(1 << at);
+                    decision
+                }
+                Err(reason) => Decision::Drop(reason),
             };
-            self.offloads[at] = offload;
             self.decisions[at] = decision;
             if let Decision::Answer(answer) = decision {
                 self.answer(answer, at, frame);
@@ -176,7 +186,7 @@ impl Worker {
         answer.write(self.scratch[at].head_mut());
         let (head_len, len) = (answer.len() as u16, answer.len() as u32);
         *frame = Frame { head_len, len, body: GuestSlice::empty(), more: (0, 0), ..*frame };
-        self.offloads[at] = PLAIN;
+        self.plain |= 1 << at;
     }
 
     /// Step 3: groups the frames by egress vring, and fills one vring after the other.
@@ -327,6 +337,10 @@ impl Worker {
         let frame = &batch.frames[at];
         let scratch = &mut self.scratch[at];
         let end = VNET_HDR + usize::from(frame.head_len);
+        if self.plain & 1 << at != 0 {
+            *scratch.vnet_mut() = [0; VNET_HDR];
+            return fill.push(&mut scratch.all_mut()[..end], batch.tail(frame), frame.len);
+        }
         match self.offloads[at].for_receiver(receiver) {
             Action::Pass(header) => {
                 *scratch.vnet_mut() = header.to_bytes();
@@ -374,24 +388,46 @@ impl Worker {
 /// # Errors
 /// Why the frame goes nowhere.
 #[inline]
-pub fn judge(
+fn judge(
     burst: &Burst<'_>,
-    asked: &VirtioNetHdr,
+    asked: &[u8; VNET_HDR],
     head: &[u8],
     frame_len: u32,
     sender: Abilities,
     now_s: u32,
+    memo: &mut Memo,
 ) -> Result<(Offload, Decision), DropReason> {
     let l2 = flow::l2(head, frame_len).map_err(|_| DropReason::Malformed)?;
     let offload = check_offload(burst.vport, asked, head, frame_len, sender)?;
     anti_spoof(burst.vport, &l2, head, frame_len)?;
     let answer = neighbour::ask(&burst.tables.neighbours, burst.vport.place(), &l2, head)?;
-    learn(burst, &l2, now_s);
-    let decision = match answer {
-        Some(answer) => Decision::Answer(answer),
-        None => route(burst.vport, burst.tables, burst.fdb, &l2),
-    };
-    Ok((offload, decision))
+    if memo.src != l2.src {
+        learn(burst, &l2, now_s);
+        memo.src = l2.src;
+    }
+    if let Some(answer) = answer {
+        return Ok((offload, Decision::Answer(answer)));
+    }
+    if memo.dst != l2.dst {
+        memo.route = route(burst.vport, burst.tables, burst.fdb, &l2);
+        memo.dst = l2.dst;
+    }
+    Ok((offload, memo.route))
+}
+
+/// What the frame before was found to be, for one burst: most have one sender and one destination.
+/// A change of the tables shows with the next burst.
+struct Memo {
+    src: u64,
+    dst: u64,
+    route: Decision,
+}
+
+impl Default for Memo {
+    fn default() -> Self {
+        // Keys have 48 bits: these are no one's.
+        Self { src: !0, dst: !0, route: Decision::Flood }
+    }
 }
 
 /// What is left to do to a frame, if it asks only for what it may and fits the vport's MTU.
@@ -400,6 +436,21 @@ pub fn judge(
 /// Why the frame goes nowhere.
 #[inline]
 pub fn check_offload(
+    vport: &Vport,
+    asked: &[u8; VNET_HDR],
+    head: &[u8],
+    frame_len: u32,
+    sender: Abilities,
+) -> Result<Offload, DropReason> {
+    // Neither flags nor a GSO type: nothing is asked for.
+    if u16::from_le_bytes([asked[0], asked[1]]) == 0 {
+        let fits = frame_len <= vport.rules.max_frame_bytes;
+        return if fits { Ok(PLAIN) } else { Err(DropReason::TooLong) };
+    }
+    check_asked(vport, &VirtioNetHdr::parse(asked), head, frame_len, sender)
+}
+
+fn check_asked(
     vport: &Vport,
     asked: &VirtioNetHdr,
     head: &[u8],

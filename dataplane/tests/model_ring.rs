@@ -15,8 +15,8 @@ use dataplane::testing::features::{EVENT_IDX, INDIRECT_DESC};
 use dataplane::vhost::eventfd::EventFd;
 use dataplane::vhost::mem::GuestSlice;
 use dataplane::vring::chain::Direction;
+use dataplane::vring::ring::Ring;
 use dataplane::vring::rx::Refusal;
-use dataplane::vring::split::SplitRing;
 use dataplane::vring::{BURST, MAX_FRAME_BYTES, MAX_SEGMENTS, MAX_SPREAD, VNET_HDR};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -52,7 +52,7 @@ struct FrameSpec {
 /// A device on each of the twins.
 struct Devices {
     twins: Twins,
-    ring: SplitRing,
+    ring: Ring,
     queue: Queue,
     call: EventFd,
     event_idx: bool,
@@ -65,7 +65,7 @@ impl Devices {
         let call = EventFd::new().unwrap();
         let features = INDIRECT_DESC | if event_idx { EVENT_IDX } else { 0 };
         let setup = twins.setup(features, call.clone());
-        let ring = SplitRing::new(&setup, &twins.map, direction).unwrap();
+        let ring = Ring::new(&setup, &twins.map, direction).unwrap();
         let queue = twins.queue(event_idx);
         Self { twins, ring, queue, call, event_idx, has_notified: false }
     }
@@ -104,7 +104,7 @@ impl Devices {
             };
         self.has_notified |= has_published;
         assert_eq!(self.call.drain(), due, "notification");
-        assert_eq!(self.ring.next_avail(), self.queue.next_avail());
+        assert_eq!(self.ring.base(), u32::from(self.queue.next_avail()));
     }
 
     fn take(&mut self, max: u16) {

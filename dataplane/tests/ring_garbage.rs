@@ -90,7 +90,7 @@ fn scribble(rig: &mut Rig, rng: &mut Rng, mut make: impl FnMut(&mut Rng) -> Desc
 /// A base, and an available index that is mostly not too far from it.
 fn restart_anywhere(rig: &mut Rig, rng: &mut Rng) {
     let base = rng.next_u64() as u16;
-    rig.restart(base);
+    rig.restart(base.into());
     let size = u64::from(rig.driver.size());
     let ahead = if rng.chance(1, 20) { rng.next_u64() } else { rng.below(size + 1) };
     rig.driver.raw_avail_idx(base.wrapping_add(ahead as u16));

@@ -94,7 +94,7 @@ fn nobody_touches_a_ring_or_its_memory_after_it_was_taken_out() {
             }
 
             let Slot::Live(live) = cell.take() else { panic!("the ring was not there") };
-            taken += u64::from(live.ring.next_avail());
+            taken += u64::from(live.ring.base());
             let memory = guest.memory().regions()[0].clone();
             let whole = guest.memory().span(memory.gpa(), memory.len()).unwrap();
             let map = std::sync::Arc::downgrade(&live.map);
@@ -121,7 +121,7 @@ fn a_worker_leaves_a_cell_alone_that_control_wants_and_comes_back_after() {
         let _stop = StopOnDrop(&stop);
         scope.spawn(|| work(&cell, &turns, &stop));
         for n in 0..500u16 {
-            let live = Box::new(guest.start(1, Some(n)).unwrap());
+            let live = Box::new(guest.start(1, Some(n.into())).unwrap());
             guest.tx().ring().raw_avail_idx(n);
             cell.with(|slot| *slot = Slot::Live(live));
             wait_for_a_turn(&turns.at_work);
@@ -132,7 +132,7 @@ fn a_worker_leaves_a_cell_alone_that_control_wants_and_comes_back_after() {
                 assert_eq!(turns.at_work.load(Ordering::SeqCst), before);
             });
             wait_for_a_turn(&turns.at_work);
-            assert!(matches!(cell.take(), Slot::Live(live) if live.ring.next_avail() == n));
+            assert!(matches!(cell.take(), Slot::Live(live) if live.ring.base() == u32::from(n)));
             assert!(matches!(cell.take(), Slot::Empty));
         }
     });

@@ -9,8 +9,9 @@ use dataplane::testing::features::INDIRECT_DESC;
 use dataplane::testing::{Rng, local};
 use dataplane::vhost::device::RingSetup;
 use dataplane::vring::chain::Direction;
+use dataplane::vring::ring::Ring;
 use dataplane::vring::rx::Refusal;
-use dataplane::vring::split::{SetupError, SplitRing};
+use dataplane::vring::split::SetupError;
 use dataplane::vring::{BURST, MAX_FRAME_BYTES, MAX_SEGMENTS, RingFault, VNET_HDR};
 
 /// A buffer of the ring's own direction.
@@ -217,7 +218,7 @@ fn frames_before_a_fault_are_taken_and_the_ring_stands_at_the_fault() {
     let (frames, outcome) = rig.pop();
     assert_eq!(frames.len(), 2);
     assert_eq!(outcome, Err(RingFault::BadAddress { gpa: 0, len: 100 }));
-    assert_eq!((rig.ring.next_avail(), rig.driver.raw_used_idx()), (2, 2));
+    assert_eq!((rig.ring.base(), rig.driver.raw_used_idx()), (2, 2));
 }
 
 #[test]
@@ -364,7 +365,7 @@ fn ring_must_lie_in_one_region_and_be_aligned() {
     let size = 8;
     let rig = Rig::transmit(size);
     let good = local::ring_setup(&rig.driver, 0, 0, 0);
-    let start = |setup| SplitRing::new(&setup, &rig.map, Direction::Transmit).map(|_| ());
+    let start = |setup| Ring::new(&setup, &rig.map, Direction::Transmit).map(|_| ());
     let region = &rig.memory.regions()[0];
     let end = region.user_addr() + region.len() as u64;
     assert_eq!(start(good.clone()), Ok(()));

@@ -9,7 +9,7 @@ use dataplane::testing::local;
 use dataplane::vhost::device::RingSetup;
 use dataplane::vhost::eventfd::EventFd;
 use dataplane::vring::chain::Direction;
-use dataplane::vring::split::SplitRing;
+use dataplane::vring::ring::Ring;
 
 const SIZE: u16 = 32;
 
@@ -18,7 +18,7 @@ fn rig(features: u64) -> (Rig, EventFd) {
     let call = EventFd::new().unwrap();
     let setup = local::ring_setup(&rig.driver, 0, 0, features);
     let setup = RingSetup { call: Some(call.clone()), ..setup };
-    rig.ring = SplitRing::new(&setup, &rig.map, Direction::Transmit).unwrap();
+    rig.ring = Ring::new(&setup, &rig.map, Direction::Transmit).unwrap();
     rig.driver.raw_desc(0, readable(BUFFERS.gpa, 100));
     set_no_interrupt(&rig, false);
     (rig, call)

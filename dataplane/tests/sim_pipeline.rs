@@ -19,7 +19,9 @@ use dataplane::port::{PortId, VportRules};
 use dataplane::stats::{DropReason, Drops};
 use dataplane::tables::UnknownUnicast;
 use dataplane::testing::frames::{FrameBuilder, Stamp, payload_range};
-use dataplane::testing::{GuestConfig, Layout, Rng, VirtioNetHdr, features};
+use dataplane::testing::{
+    AnyVring, Desc, DriverRing as _, GuestConfig, Layout, Rng, VirtioNetHdr, features,
+};
 use dataplane::vring::{MAX_SEGMENTS, RingFault};
 use dataplane::wire::Mac;
 
@@ -27,6 +29,8 @@ const SEGMENTS: [UnknownUnicast; 4] =
     [UnknownUnicast::Flood, UnknownUnicast::Drop, UnknownUnicast::Flood, UnknownUnicast::Flood];
 
 /// Segment of each port: floods have two receivers, one, or none.
+/// No guest has memory there.
+const NOWHERE: u64 = 1 << 60;
 const SEGMENT_OF: [u16; 9] = [0, 1, 2, 3, 0, 1, 2, 0, 1];
 
 const SHAPES: [&[usize]; 6] = [&[2048], &[1600], &[256], &[12, 500], &[64, 1, 256], &[7, 9, 1200]];
@@ -38,7 +42,7 @@ struct Sim {
     /// Frames in each transmit ring that the switch has not taken.
     sent: Vec<VecDeque<Sent>>,
     /// Where each transmit ring stood that was stopped.
-    stopped: Vec<Option<u16>>,
+    stopped: Vec<Option<u32>>,
     /// Next sequence number of each flow.
     sequences: HashMap<u32, u64>,
     /// Highest sequence number that each port saw of each flow.
@@ -79,6 +83,7 @@ impl Sim {
             (features::MRG_RXBUF, mergeable),
             (features::CSUM, checksums),
             (features::EVENT_IDX, rng.chance(1, 2)),
+            (features::RING_PACKED, rng.chance(1, 2)),
         ] {
             features = if on { features | feature } else { features & !feature };
         }
@@ -258,9 +263,18 @@ impl Sim {
             }
             Rx::Up if self.model.ports[port].room == 0 => {
                 // Without buffers, the switch has to look at the index again, and finds this.
-                let ring = self.net.guests[port].rx().ring();
-                let beyond = ring.avail_next().wrapping_add(ring.size() + 1);
-                ring.raw_avail_idx(beyond);
+                match self.net.guests[port].rx().any_ring() {
+                    AnyVring::Split(ring) => {
+                        let beyond = ring.avail_next().wrapping_add(ring.size() + 1);
+                        ring.raw_avail_idx(beyond);
+                    }
+                    // Where a buffer waits that the guest did not take back there is no place.
+                    AnyVring::Packed(ring) if ring.free() == 0 => return,
+                    AnyVring::Packed(ring) => {
+                        ring.push(&[Desc::writable(NOWHERE, 64)]);
+                        ring.publish();
+                    }
+                }
                 Rx::Rotten
             }
             Rx::Up => Rx::Stopped(self.net.stop(port, 0).expect("a running ring")),
@@ -296,12 +310,16 @@ impl Sim {
 
     /// A head that does not exist, behind whatever waits; then the driver starts anew.
     fn break_tx(&mut self, port: usize) {
-        let ring = self.net.guests[port].tx().ring();
+        let ring = self.net.guests[port].tx().any_ring();
         let size = ring.size();
         if ring.free() == 0 {
             return;
         }
-        ring.raw_push(size + 3);
+        let is_packed = matches!(ring, AnyVring::Packed(_));
+        match ring {
+            AnyVring::Split(ring) => ring.raw_push(size + 3),
+            AnyVring::Packed(ring) => _ = ring.push(&[Desc::readable(NOWHERE, 64)]),
+        }
         ring.publish();
         let fault = loop {
             let waiting = self.sent[port].len();
@@ -310,7 +328,13 @@ impl Sim {
                 Err(fault) => break fault,
             }
         };
-        assert_eq!(fault, RingFault::HeadOutOfRange { head: size + 3, size });
+        assert_eq!(
+            fault,
+            match is_packed {
+                true => RingFault::BadAddress { gpa: NOWHERE, len: 64 },
+                false => RingFault::HeadOutOfRange { head: size + 3, size },
+            }
+        );
         assert!(self.sent[port].is_empty(), "frames before the bad head were left out");
         let is_broken = self.net.with_slot(port, 1, |slot| matches!(slot, Slot::Broken(..)));
         assert!(is_broken);
@@ -351,7 +375,11 @@ impl Sim {
                     self.model.learn(segment, mac, port.0 as usize);
                 }
                 Report::Broken { port: PortId(port), vring, fault } => {
-                    assert!(matches!(fault, RingFault::AvailJump { .. }) && vring == 0);
+                    let is_ours = matches!(
+                        fault,
+                        RingFault::AvailJump { .. } | RingFault::BadAddress { gpa: NOWHERE, .. }
+                    );
+                    assert!(is_ours && vring == 0, "{fault}");
                     broke.push(port as usize);
                 }
             }

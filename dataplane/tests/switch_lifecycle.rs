@@ -127,9 +127,15 @@ fn a_guest_reboots_with_other_features_each_time() {
 
 #[test]
 fn rings_stopped_in_the_middle_go_on_where_they_stood() {
+    for is_packed in [false, true] {
+        stop_in_the_middle(is_packed);
+    }
+}
+
+fn stop_in_the_middle(is_packed: bool) {
     let rig = Rig::start();
     let honest = Honest::start(&rig, 1);
-    let mut c = rig.station(1, 1, plain());
+    let mut c = rig.station(1, 1, plain().packed(is_packed));
     let mut d = rig.station(2, 1, plain());
     let (mut to_d, mut to_c) = (Ledger::default(), Ledger::default());
     let (mut sent, mut rng) = (0, Rng::seeded(3));
@@ -143,8 +149,8 @@ fn rings_stopped_in_the_middle_go_on_where_they_stood() {
         let port = rig.show(&c.port);
         assert!(port.rings.iter().all(|ring| ring.state == RingState::Stopped));
         // Nothing moves in a stopped ring.
-        assert_eq!(c.guest.tx().ring().raw_used_idx(), bases[1]);
-        assert_eq!(c.guest.rx().ring().raw_used_idx(), bases[0]);
+        assert_eq!(c.guest.tx().any_ring().base(), bases[1]);
+        assert_eq!(c.guest.rx().any_ring().base(), bases[0]);
         c.guest.resume(&bases).unwrap();
         collect(&mut d, &mut to_d, frames);
         d.drain();
@@ -272,6 +278,12 @@ fn a_front_end_that_hangs_up_and_is_back_at_once_finds_its_port_free() {
 
 #[test]
 fn guests_that_listen_outlive_the_switch_and_go_on_with_the_next() {
+    for is_packed in [false, true] {
+        outlive_the_switch(is_packed);
+    }
+}
+
+fn outlive_the_switch(is_packed: bool) {
     let dir = tempfile::tempdir().unwrap();
     let path = |n| dir.path().join(format!("vmm{n}"));
     let start = || -> Switch {
@@ -290,7 +302,7 @@ fn guests_that_listen_outlive_the_switch_and_go_on_with_the_next() {
     let mut switch = start();
     let listeners = [1, 2].map(|n| GuestListener::bind(&path(n)).unwrap());
     let [mut c, mut d] = [1, 2].map(|n| {
-        let guest = listeners[n as usize - 1].accept(plain(), TIMEOUT).unwrap();
+        let guest = listeners[n as usize - 1].accept(plain().packed(is_packed), TIMEOUT).unwrap();
         Station::new(format!("c{n}"), n, path(n), guest)
     });
     let (mut ledger, mut sent) = (Ledger::default(), 0);

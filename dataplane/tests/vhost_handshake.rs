@@ -22,7 +22,7 @@ fn up() -> LinkEvent {
     LinkEvent::Up { features: features::PLAIN, protocol: 0x8009 }
 }
 
-fn start(index: u16, base: u16, regions: usize) -> Note {
+fn start(index: u16, base: u32, regions: usize) -> Note {
     Note::Start { index, base, enabled: true, features: features::PLAIN, regions }
 }
 
@@ -101,7 +101,7 @@ fn a_stopped_ring_says_where_it_stands_and_starts_from_where_it_is_told() {
     let rig = Rig::new();
     let mut guest = guest(&rig, GuestConfig::default());
     let bases = guest.stop().unwrap();
-    assert_eq!(bases, [ADVANCE, ADVANCE]);
+    assert_eq!(bases, [ADVANCE as u16; 2]);
     assert!(rig.book.running().is_empty());
     rig.book.take();
     let again = guest.session().unwrap().get_vring_base(1).unwrap();

@@ -11,8 +11,8 @@ use crate::pipeline::{self, Decision};
 use crate::port::{PortId, Vport};
 use crate::stats::DropReason;
 use crate::tables::Tables;
-use crate::vring::MAX_FRAME_BYTES;
-use crate::wire::{Mac, VirtioNetHdr};
+use crate::vring::{MAX_FRAME_BYTES, VNET_HDR};
+use crate::wire::Mac;
 
 /// Sends `frame` through the stages as if it came from `vport`. Nothing is learned or counted.
 pub fn explain(vport: &Vport, tables: &Tables, fdb: &Fdb, frame: &[u8]) -> ExplainReply {
@@ -44,8 +44,8 @@ fn judge(
     });
     let l2 = answer(stages, "parse", parsed, described)?;
 
-    let (plain, head) = (VirtioNetHdr::default(), &head[..head_len]);
-    let size = pipeline::check_offload(vport, &plain, head, len, Abilities::NONE);
+    let head = &head[..head_len];
+    let size = pipeline::check_offload(vport, &[0; VNET_HDR], head, len, Abilities::NONE);
     let limit = format!("at most {} bytes", vport.rules.max_frame_bytes);
     answer(stages, "size", size, Some(limit))?;
 

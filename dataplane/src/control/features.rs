@@ -1,6 +1,6 @@
 //! Names of the virtio features that the switch may negotiate.
 
-use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_config::{VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1};
 use virtio_bindings::virtio_net as net;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
@@ -20,6 +20,7 @@ const NAMES: &[(u32, &str)] = &[
     (VIRTIO_RING_F_INDIRECT_DESC, "VIRTIO_F_INDIRECT_DESC"),
     (VIRTIO_RING_F_EVENT_IDX, "VIRTIO_F_EVENT_IDX"),
     (VIRTIO_F_VERSION_1, "VIRTIO_F_VERSION_1"),
+    (VIRTIO_F_RING_PACKED, "VIRTIO_F_RING_PACKED"),
     (net::VIRTIO_NET_F_GUEST_USO4, "VIRTIO_NET_F_GUEST_USO4"),
     (net::VIRTIO_NET_F_GUEST_USO6, "VIRTIO_NET_F_GUEST_USO6"),
     (net::VIRTIO_NET_F_HOST_USO, "VIRTIO_NET_F_HOST_USO"),

@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::offload::Abilities;
 use crate::vhost::mem::GuestMap;
 use crate::vring::RingFault;
-use crate::vring::split::SplitRing;
+use crate::vring::ring::Ring;
 
 use super::watch::Watch;
 
@@ -29,7 +29,7 @@ pub struct LiveRing {
     /// The memory that the ring was checked against and that its descriptors speak of.
     pub map: Arc<GuestMap>,
     /// The ring.
-    pub ring: SplitRing,
+    pub ring: Ring,
     /// Whether the guest enabled it (SET_VRING_ENABLE).
     pub enabled: bool,
     /// Offloads that the guest negotiated, as sender or as receiver: the way of this ring.
@@ -49,7 +49,7 @@ pub enum Slot {
     /// A ring at work.
     Live(Box<LiveRing>),
     /// A ring that broke; where it stood, and why it broke.
-    Broken(u16, RingFault),
+    Broken(u32, RingFault),
 }
 
 /// The place of one vring.
@@ -108,7 +108,7 @@ impl Slot {
     pub fn break_with(&mut self, fault: RingFault) -> Option<RingFault> {
         let Self::Live(live) = self else { return None };
         let fault = if live.map.is_dead() { RingFault::MemoryLost } else { fault };
-        *self = Self::Broken(live.ring.next_avail(), fault);
+        *self = Self::Broken(live.ring.base(), fault);
         Some(fault)
     }
 }

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vhost::vhost_user::message::VhostUserVirtioFeatures;
-use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_config::{VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1};
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_ANNOUNCE, VIRTIO_NET_F_GUEST_CSUM,
     VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6,
@@ -25,7 +25,7 @@ use crate::vhost::eventfd::EventFd;
 use crate::vhost::mem::GuestMap;
 use crate::vring::RingFault;
 use crate::vring::chain::Direction;
-use crate::vring::split::SplitRing;
+use crate::vring::ring::Ring;
 
 use super::cell::{LiveRing, Slot};
 use super::watch::Watch;
@@ -34,6 +34,7 @@ use super::{Vport, is_receive, ring_tag};
 /// Virtio features that every port offers. What is not here is not offered because the switch
 /// could not keep the promise.
 pub const FEATURES: u64 = 1 << VIRTIO_F_VERSION_1
+    | 1 << VIRTIO_F_RING_PACKED
     | 1 << VIRTIO_RING_F_INDIRECT_DESC
     | 1 << VIRTIO_RING_F_EVENT_IDX
     | 1 << VIRTIO_NET_F_MRG_RXBUF
@@ -167,7 +168,7 @@ impl Device for VhostUserPort {
         let refused = |why: &dyn std::fmt::Display| RingError(format!("Vring {index}: {why}"));
         let direction = if is_receive(index) { Direction::Receive } else { Direction::Transmit };
         let cell = self.vport.cell(index).ok_or_else(|| refused(&"this port has no such ring"))?;
-        let ring = SplitRing::new(&setup, &map, direction).map_err(|err| refused(&err))?;
+        let ring = Ring::new(&setup, &map, direction).map_err(|err| refused(&err))?;
         let mut live = LiveRing {
             map: Arc::clone(&map),
             ring,
@@ -207,10 +208,10 @@ impl Device for VhostUserPort {
         Ok(())
     }
 
-    fn stop_ring(&mut self, index: u16) -> Option<u16> {
+    fn stop_ring(&mut self, index: u16) -> Option<u32> {
         let base = match self.vport.cell(index)?.take() {
             Slot::Empty => return None,
-            Slot::Live(live) => live.ring.next_avail(),
+            Slot::Live(live) => live.ring.base(),
             Slot::Broken(base, _) => base,
         };
         self.vport.link.lock().rings.remove(&index);

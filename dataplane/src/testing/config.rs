@@ -19,6 +19,8 @@ pub mod features {
     pub const INDIRECT_DESC: u64 = 1 << virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
     /// Notifications are asked for by index.
     pub const EVENT_IDX: u64 = 1 << virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+    /// Rings are packed, not split.
+    pub const RING_PACKED: u64 = 1 << virtio_config::VIRTIO_F_RING_PACKED;
     /// Several queue pairs.
     pub const MQ: u64 = 1 << virtio_net::VIRTIO_NET_F_MQ;
     /// The vhost-user transport has protocol features.
@@ -115,6 +117,17 @@ impl GuestConfig {
     #[must_use]
     pub fn features(self, features: u64) -> Self {
         Self { features: features | features::VERSION_1, ..self }
+    }
+
+    /// With packed rings, or not (the default).
+    #[must_use]
+    pub fn packed(self, on: bool) -> Self {
+        let others = self.features & !features::RING_PACKED;
+        self.features(others | if on { features::RING_PACKED } else { 0 })
+    }
+
+    pub(super) fn is_packed(&self) -> bool {
+        self.features & features::RING_PACKED != 0
     }
 
     /// Leaves `features` out of those to accept.

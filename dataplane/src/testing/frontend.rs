@@ -33,7 +33,9 @@ use vhost::vhost_user::{Frontend, VhostUserFrontend, VhostUserProtocolFeatures};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 
 use super::config::{GuestConfig, features};
-use super::driver::{Deadline, QueuePair, RxQueue, TxError, TxQueue, VirtioNetHdr, Vring};
+use super::driver::{
+    AnyVring, Deadline, DriverRing as _, QueuePair, RxQueue, TxError, TxQueue, VirtioNetHdr,
+};
 use super::memory::{GuestMemory, Region, RegionSpec};
 use error::Named;
 
@@ -84,10 +86,11 @@ impl Guest {
         let regions: Vec<usize> = (0..config.regions).collect();
         let mut pairs = Vec::new();
         for _ in 0..config.queue_pairs {
-            let mut rx =
-                RxQueue::new(&mut memory, &regions, config.ring_size, &config.rx_segments)?;
+            let (size, is_packed) = (config.ring_size, config.is_packed());
+            let segments = &config.rx_segments;
+            let mut rx = RxQueue::new(&mut memory, &regions, size, is_packed, segments)?;
             rx.set_repost(config.rx_repost);
-            let tx = TxQueue::new(&mut memory, &regions, config.ring_size, config.tx)?;
+            let tx = TxQueue::new(&mut memory, &regions, size, is_packed, config.tx)?;
             pairs.push(QueuePair { rx, tx });
         }
         let mut guest = Self {
@@ -110,7 +113,9 @@ impl Guest {
         let vrings = 2 * u64::from(self.config.queue_pairs);
         let mut frontend = Frontend::from_stream(stream, vrings);
         self.offered = frontend.get_features().named("GET_FEATURES")?;
-        let missing = features::VERSION_1 & !self.offered;
+        // The layout of the rings was chosen before anything was offered.
+        let needed = features::VERSION_1 | self.config.features & features::RING_PACKED;
+        let missing = needed & !self.offered;
         if missing != 0 {
             return Err(GuestError::MissingFeatures { offered: self.offered, missing });
         }
@@ -143,11 +148,12 @@ impl Guest {
         for pair in &mut self.pairs {
             pair.rx.reset(event_idx, mergeable, first_index);
             pair.tx.reset(event_idx, indirect, first_index);
-            pair.rx.ring().set_interrupts(self.config.interrupts);
-            pair.tx.ring().set_interrupts(self.config.interrupts);
+            pair.rx.any_ring().set_interrupts(self.config.interrupts);
+            pair.tx.any_ring().set_interrupts(self.config.interrupts);
         }
         self.announce()?;
-        self.resume(&vec![first_index; 2 * self.pairs.len()])
+        let bases: Vec<u16> = vrings(&mut self.pairs).map(|(_, ring)| ring.base()).collect();
+        self.resume(&bases)
     }
 
     /// Sends features and memory.
@@ -295,7 +301,7 @@ impl Guest {
         if missing != 0 {
             return Err(GuestError::MissingFeatures { offered: self.offered, missing });
         }
-        let bases: Vec<u16> = vrings(&mut self.pairs).map(|(_, r)| r.raw_used_idx()).collect();
+        let bases: Vec<u16> = vrings(&mut self.pairs).map(|(_, ring)| ring.base()).collect();
         self.announce()?;
         self.resume(&bases)
     }
@@ -368,7 +374,7 @@ impl Guest {
         let tx = self.tx();
         loop {
             match tx.send(frame) {
-                Err(TxError::Full { .. }) if tx.ring().wait(deadline)? => {}
+                Err(TxError::Full { .. }) if tx.any_ring().wait(deadline)? => {}
                 outcome => return Ok(outcome?),
             }
         }
@@ -388,18 +394,19 @@ fn connect_stream(path: &Path) -> Result<UnixStream> {
 }
 
 /// All rings with their vring index, in its order.
-fn vrings(pairs: &mut [QueuePair]) -> impl Iterator<Item = (usize, &mut Vring)> {
-    pairs.iter_mut().flat_map(|pair| [pair.rx.ring(), pair.tx.ring()]).enumerate()
+fn vrings(pairs: &mut [QueuePair]) -> impl Iterator<Item = (usize, &mut AnyVring)> {
+    pairs.iter_mut().flat_map(|pair| [pair.rx.any_ring(), pair.tx.any_ring()]).enumerate()
 }
 
-fn start_ring(session: &Frontend, index: usize, ring: &Vring, base: u16) -> Result<()> {
+fn start_ring(session: &Frontend, index: usize, ring: &AnyVring, base: u16) -> Result<()> {
+    let [desc, avail, used] = ring.areas();
     let addresses = VringConfigData {
         queue_max_size: ring.size(),
         queue_size: ring.size(),
         flags: 0,
-        desc_table_addr: ring.desc_table().user_addr(),
-        used_ring_addr: ring.used().user_addr(),
-        avail_ring_addr: ring.avail().user_addr(),
+        desc_table_addr: desc.user_addr(),
+        used_ring_addr: used.user_addr(),
+        avail_ring_addr: avail.user_addr(),
         log_addr: None,
     };
     session.set_vring_num(index, ring.size()).named("SET_VRING_NUM")?;

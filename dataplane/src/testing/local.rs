@@ -9,15 +9,16 @@ use std::io;
 use std::sync::Arc;
 
 use super::config::{GuestConfig, features};
-use super::driver::{QueuePair, RxQueue, TxQueue, Vring};
-use super::memory::{GuestMemory, MemoryError, PAGE_BYTES};
+use super::driver::{DriverRing, QueuePair, RxQueue, TxQueue};
+use super::memory::{GuestMemory, MemoryError, PAGE_BYTES, Span};
 use crate::offload::Abilities;
 use crate::port::cell::LiveRing;
 use crate::vhost::device::RingSetup;
 use crate::vhost::eventfd::EventFd;
 use crate::vhost::mem::{GuestMap, MemError, RegionSpec};
 use crate::vring::chain::Direction;
-use crate::vring::split::{SetupError, SplitRing};
+use crate::vring::ring::Ring;
+use crate::vring::split::SetupError;
 
 /// Why a guest could not be made, or its ring not be started.
 #[derive(Debug, thiserror::Error)]
@@ -56,13 +57,14 @@ pub fn map(memory: &GuestMemory) -> Result<Arc<GuestMap>, LocalError> {
 }
 
 /// What a front end would say of `ring` as vring `index`, starting at available index `base`.
-pub fn ring_setup(ring: &Vring, index: u16, base: u16, features: u64) -> RingSetup {
+pub fn ring_setup(ring: &impl DriverRing, index: u16, base: u32, features: u64) -> RingSetup {
+    let [desc, avail, used] = ring.areas().map(Span::user_addr);
     RingSetup {
         index,
         size: ring.size(),
-        desc: ring.desc_table().user_addr(),
-        avail: ring.avail().user_addr(),
-        used: ring.used().user_addr(),
+        desc,
+        avail,
+        used,
         base,
         kick: None,
         call: None,
@@ -96,9 +98,10 @@ impl LocalGuest {
         let (mut pairs, mut calls) = (Vec::new(), Vec::new());
         for _ in 0..config.queue_pairs {
             let size = config.ring_size;
-            let mut rx = RxQueue::new(&mut memory, &regions, size, &config.rx_segments)?;
+            let mut rx =
+                RxQueue::new(&mut memory, &regions, size, config.is_packed(), &config.rx_segments)?;
             rx.set_repost(config.rx_repost);
-            let tx = TxQueue::new(&mut memory, &regions, size, config.tx)?;
+            let tx = TxQueue::new(&mut memory, &regions, size, config.is_packed(), config.tx)?;
             pairs.push(QueuePair { rx, tx });
             calls.push(EventFd::new().map_err(LocalError::Event)?);
             calls.push(EventFd::new().map_err(LocalError::Event)?);
@@ -123,7 +126,7 @@ impl LocalGuest {
         let (first, interrupts) = (self.config.first_index, self.config.interrupts);
         let rx = &mut self.pairs[pair].rx;
         rx.reset(event_idx, mergeable, first);
-        rx.ring().set_interrupts(interrupts);
+        rx.any_ring().set_interrupts(interrupts);
     }
 
     /// The transmit ring of `pair` starts anew, as after a reset by the driver. The switch must not
@@ -134,7 +137,7 @@ impl LocalGuest {
         let (first, interrupts) = (self.config.first_index, self.config.interrupts);
         let tx = &mut self.pairs[pair].tx;
         tx.reset(event_idx, indirect, first);
-        tx.ring().set_interrupts(interrupts);
+        tx.any_ring().set_interrupts(interrupts);
     }
 
     /// The receive queue of the first pair.
@@ -171,21 +174,21 @@ impl LocalGuest {
     ///
     /// # Errors
     /// [`LocalError::Setup`].
-    pub fn start(&mut self, index: u16, base: Option<u16>) -> Result<LiveRing, LocalError> {
+    pub fn start(&mut self, index: u16, base: Option<u32>) -> Result<LiveRing, LocalError> {
         let features = self.config.features;
-        let base = base.unwrap_or(self.config.first_index);
         let call = self.calls[usize::from(index)].clone();
         let pair = &mut self.pairs[usize::from(index / 2)];
         let is_receive = index.is_multiple_of(2);
         let (ring, direction, abilities) = if is_receive {
-            (pair.rx.ring(), Direction::Receive, Abilities::of_receiver(features))
+            (pair.rx.any_ring(), Direction::Receive, Abilities::of_receiver(features))
         } else {
-            (pair.tx.ring(), Direction::Transmit, Abilities::of_sender(features))
+            (pair.tx.any_ring(), Direction::Transmit, Abilities::of_sender(features))
         };
+        let base = base.unwrap_or_else(|| ring.base().into());
         let setup = RingSetup { call: Some(call), ..ring_setup(ring, index, base, features) };
         Ok(LiveRing {
             map: Arc::clone(&self.map),
-            ring: SplitRing::new(&setup, &self.map, direction)?,
+            ring: Ring::new(&setup, &self.map, direction)?,
             enabled: true,
             abilities,
             mergeable: self.has(features::MRG_RXBUF),

@@ -38,8 +38,8 @@ pub mod schedule;
 
 pub use config::{GuestConfig, features};
 pub use driver::{
-    Deadline, Desc, DeviceFault, Layout, QueuePair, RxFrame, RxQueue, TxError, TxQueue, TxSlot,
-    VirtioNetHdr, Vring,
+    AnyVring, Deadline, Desc, DeviceFault, DriverRing, Layout, QueuePair, RxFrame, RxQueue,
+    TxError, TxQueue, TxSlot, VirtioNetHdr, Vring,
 };
 pub use frontend::{Guest, GuestError, GuestListener};
 pub use local::LocalGuest;

@@ -26,12 +26,13 @@ pub struct RingSetup {
     pub size: u16,
     /// Descriptor table, as an address of the VMM (vhost-user SET_VRING_ADDR).
     pub desc: u64,
-    /// Available ring, as an address of the VMM.
+    /// Available ring, as an address of the VMM; on a packed ring the driver event area.
     pub avail: u64,
-    /// Used ring, as an address of the VMM.
+    /// Used ring, as an address of the VMM; on a packed ring the device event area.
     pub used: u64,
-    /// The next available index to take.
-    pub base: u16,
+    /// Where the ring goes on: the next available index, or on a packed ring the places of the next
+    /// available (lower half) and used descriptor (vhost-user specification, "Vring base").
+    pub base: u32,
     /// Signalled by the guest when it made buffers available; `None`: the ring must be polled.
     pub kick: Option<EventFd>,
     /// Signals the guest that buffers were used; `None`: the guest polls. Replaced by
@@ -83,9 +84,9 @@ pub trait Device: Send {
     /// Starts a ring on `map`. An `Err` leaves it stopped.
     fn start_ring(&mut self, setup: RingSetup, map: Arc<GuestMap>) -> Result<(), RingError>;
 
-    /// Stops a ring and returns its next available index; `None` if it does not run. On return no
-    /// PMD touches the ring or its memory.
-    fn stop_ring(&mut self, index: u16) -> Option<u16>;
+    /// Stops a ring and returns where it stands, as [`RingSetup::base`]; `None` if it does not run. On
+    /// return no PMD touches the ring or its memory.
+    fn stop_ring(&mut self, index: u16) -> Option<u32>;
 
     /// Lets traffic flow on a running ring, or not.
     fn set_ring_enabled(&mut self, index: u16, on: bool);

@@ -395,7 +395,7 @@ pub enum Reply {
         /// Ring index.
         index: u32,
         /// Next available index.
-        base: u16,
+        base: u32,
     },
 }
 
@@ -405,7 +405,7 @@ impl Reply {
         let payload = match self {
             Self::U64(value) => value.to_ne_bytes(),
             Self::VringBase { index, base } => {
-                let [i, b] = [index.to_ne_bytes(), u32::from(base).to_ne_bytes()];
+                let [i, b] = [index.to_ne_bytes(), base.to_ne_bytes()];
                 [i[0], i[1], i[2], i[3], b[0], b[1], b[2], b[3]]
             }
         };

@@ -18,6 +18,8 @@
 //! # Bounds
 //! Nothing here does I/O or knows time; every method is a handful of comparisons.
 
+use virtio_bindings::virtio_config::VIRTIO_F_RING_PACKED;
+
 use super::device::RingSetup;
 use super::eventfd::EventFd;
 
@@ -36,14 +38,6 @@ pub enum SetupError {
         index: u16,
         /// The size asked for.
         num: u32,
-    },
-    /// A base that is no 16 bit index.
-    #[error("Ring {index} at base {base:#x}; a split ring has indexes up to 0xffff")]
-    Base {
-        /// Ring index.
-        index: u16,
-        /// The base asked for.
-        base: u32,
     },
     /// A part of the ring is not aligned (virtio 1.3, 2.7).
     #[error("Ring {index} has its {part} at {addr:#x}, which is no multiple of {align}")]
@@ -93,14 +87,14 @@ pub struct Ring {
     index: u16,
     size: Option<u16>,
     addr: Option<RingAddr>,
-    base: Option<u16>,
+    base: Option<u32>,
     kick: Kick,
     call: Option<EventFd>,
     err: Option<EventFd>,
     enabled: bool,
     running: bool,
     /// Where the ring stood when it was last heard of; the answer to GET_VRING_BASE.
-    stands_at: u16,
+    stands_at: u32,
 }
 
 impl Ring {
@@ -126,7 +120,7 @@ impl Ring {
     }
 
     /// The next available index, as far as is known.
-    pub fn stands_at(&self) -> u16 {
+    pub fn stands_at(&self) -> u32 {
         self.stands_at
     }
 
@@ -167,7 +161,6 @@ impl Ring {
     /// SET_VRING_BASE.
     pub fn set_base(&mut self, base: u32) -> Result<(), SetupError> {
         let index = self.index;
-        let base = u16::try_from(base).map_err(|_| SetupError::Base { index, base })?;
         if self.running {
             return Err(SetupError::Running { index, message: "SET_VRING_BASE" });
         }
@@ -208,11 +201,15 @@ impl Ring {
         if self.running {
             return None;
         }
-        // Sizes with the event index at the end (virtio 1.3, 2.7).
         let entries = u32::from(size);
+        // With the event index at the end (virtio 1.3, 2.7), or event areas (2.8).
+        let (avail, used) = match features & (1 << VIRTIO_F_RING_PACKED) {
+            0 => (6 + 2 * entries, 6 + 8 * entries),
+            _ => (4, 4),
+        };
         let in_memory = covered(addr.desc, 16 * entries)
-            && covered(addr.avail, 6 + 2 * entries)
-            && covered(addr.used, 6 + 8 * entries);
+            && covered(addr.avail, avail)
+            && covered(addr.used, used);
         in_memory.then(|| RingSetup {
             index: self.index,
             size,
@@ -234,14 +231,14 @@ impl Ring {
     }
 
     /// The device stopped the ring, which stands at `next` and may go on there.
-    pub fn paused(&mut self, next: u16) {
+    pub fn paused(&mut self, next: u32) {
         self.running = false;
         self.base = Some(next);
         self.stands_at = next;
     }
 
     /// The ring is stopped, at `next` if the device knew, until the front end describes it anew.
-    pub fn halted(&mut self, next: Option<u16>) {
+    pub fn halted(&mut self, next: Option<u32>) {
         self.running = false;
         self.stands_at = next.unwrap_or(self.stands_at);
         self.size = None;
@@ -337,7 +334,7 @@ mod tests {
         Base(u32),
         Kick,
         Enable(bool),
-        Pause(u16),
+        Pause(u32),
         Halt,
     }
 
@@ -348,7 +345,7 @@ mod tests {
             3 => prop::sample::select(vec![0, 9, 0x1_0000]).prop_map(Step::Base),
             3 => Just(Step::Kick),
             1 => any::<bool>().prop_map(Step::Enable),
-            1 => any::<u16>().prop_map(Step::Pause),
+            1 => any::<u32>().prop_map(Step::Pause),
             1 => Just(Step::Halt),
         ];
         prop::collection::vec(step, 0..60)
@@ -359,7 +356,7 @@ mod tests {
     struct Model {
         size: Option<u16>,
         desc: Option<u64>,
-        base: Option<u16>,
+        base: Option<u32>,
         kick: bool,
         running: bool,
     }
@@ -376,7 +373,7 @@ mod tests {
                     Step::Addr(desc) if ring.set_addr(RingAddr { desc, ..ADDR }).is_ok() => {
                         model.desc = Some(desc);
                     }
-                    Step::Base(base) if ring.set_base(base).is_ok() => model.base = Some(base as u16),
+                    Step::Base(base) if ring.set_base(base).is_ok() => model.base = Some(base),
                     Step::Kick => {
                         ring.set_kick(None);
                         model.kick = true;

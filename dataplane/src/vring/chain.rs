@@ -1,4 +1,4 @@
-//! Walks one descriptor chain (virtio 1.3, sections 2.7.5 and 2.7.5.3).
+//! Walks one descriptor chain of a split ring (virtio 1.3, sections 2.7.5 and 2.7.5.3).
 //!
 //! The table is guest memory: each descriptor is fetched once and only the copy is judged. A walk
 //! ends after at most as many links as the table has entries, and after
@@ -9,8 +9,8 @@ use crate::vhost::mem::{GuestMap, GuestSlice};
 
 use super::{MAX_SEGMENTS, RingFault};
 
-const NEXT: u16 = 1;
-const WRITE: u16 = 2;
+pub(super) const NEXT: u16 = 1;
+pub(super) const WRITE: u16 = 2;
 const INDIRECT: u16 = 4;
 
 /// Which way the buffers of a ring go.
@@ -39,6 +39,24 @@ impl Desc {
     pub fn fetch(table: &GuestSlice<'_>, index: u16) -> Option<Self> {
         let [gpa, rest] = table.fetch_16(u32::from(index) * 16)?;
         Some(Self { gpa, len: rest as u32, flags: (rest >> 32) as u16, next: (rest >> 48) as u16 })
+    }
+
+    /// A descriptor of a packed ring, whose order says what is next.
+    #[inline]
+    pub(super) fn new(gpa: u64, len: u32, flags: u16) -> Self {
+        Self { gpa, len, flags, next: 0 }
+    }
+
+    /// It is not the last of its chain.
+    #[inline]
+    pub(super) fn has_next(&self) -> bool {
+        self.flags & NEXT != 0
+    }
+
+    /// It refers to a table of descriptors.
+    #[inline]
+    pub(super) fn is_indirect(&self) -> bool {
+        self.flags & INDIRECT != 0
     }
 
     /// A chain of this descriptor alone, of the right direction: the one that rings are full of.
@@ -115,7 +133,7 @@ fn table_size(table: &GuestSlice<'_>) -> u16 {
     (table.len() / 16) as u16
 }
 
-fn indirect_table<'m>(
+pub(super) fn indirect_table<'m>(
     map: &'m GuestMap,
     desc: Desc,
     rules: Rules,
@@ -139,7 +157,7 @@ fn indirect_table<'m>(
     map.slice(desc.gpa, desc.len, hint).ok_or(bad)
 }
 
-fn check_direction(desc: Desc, direction: Direction) -> Result<(), RingFault> {
+pub(super) fn check_direction(desc: Desc, direction: Direction) -> Result<(), RingFault> {
     match (direction, desc.flags & WRITE != 0) {
         (Direction::Transmit, true) => {
             Err(RingFault::WrongDirection { found: "writable", ring: "transmit" })

@@ -283,22 +283,22 @@ mod tests {
 
     use super::*;
     use crate::frame::{Batch, Scratch};
-    use crate::vring::split::SplitRing;
+    use crate::vring::ring::Ring;
     use crate::vring::{BURST, VNET_HDR};
 
     const SIZE: u16 = 8;
 
     /// Both sides of a transmit ring.
-    fn pair() -> (DriverRing, SplitRing) {
+    fn pair() -> (DriverRing, Ring) {
         let memory = DriverMemory::new(SIZE, 2000).expect("memory");
         let driver = DriverRing::new(memory, Direction::Transmit).expect("a ring");
         let setup = driver.setup(1, 1 << VIRTIO_RING_F_EVENT_IDX);
-        let device = SplitRing::new(&setup, driver.map(), Direction::Transmit).expect("sound");
+        let device = Ring::new(&setup, driver.map(), Direction::Transmit).expect("sound");
         (driver, device)
     }
 
     /// The device takes what there is and gives it back; returns the first byte of each frame.
-    fn run(device: &mut SplitRing, map: &GuestMap) -> Vec<u8> {
+    fn run(device: &mut Ring, map: &GuestMap) -> Vec<u8> {
         let mut scratch = [Scratch::EMPTY; BURST];
         let mut batch = Batch::new();
         device.pop(map, &mut batch, &mut scratch, BURST as u16).expect("a sound ring");

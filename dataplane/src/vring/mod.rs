@@ -1,8 +1,8 @@
 //! Virtqueues as the switch sees them: it reads what the guest offers and writes what was used.
 //!
-//! [`chain`] walks one descriptor chain, [`split`] holds a split ring's indexes and publishes them,
-//! [`tx`] takes bursts of frames from a guest and [`rx`] writes bursts of frames to one. A packed
-//! ring would be a sibling of [`split`]. [`driver`] is the other side, for vports without a guest.
+//! [`chain`] walks one descriptor chain, [`split`] and [`packed`] hold a ring's indexes and publish
+//! them, [`ring`] is either of the two. [`tx`] takes bursts of frames from a guest and [`rx`] writes
+//! bursts of frames to one. [`driver`] is the other side, for vports without a guest.
 //!
 //! # Bounds
 //! All of a ring is checked once, when it starts, to lie in the guest's memory ([`split`]). After
@@ -16,6 +16,8 @@
 
 pub mod chain;
 pub mod driver;
+pub mod packed;
+pub mod ring;
 pub mod rx;
 pub mod split;
 pub mod tx;
@@ -68,6 +70,9 @@ pub enum RingFault {
         /// The first descriptor of the chain.
         head: u16,
     },
+    /// A chain of a packed ring has more descriptors than are worth skipping.
+    #[error("a descriptor chain of more than {MAX_SPREAD} descriptors")]
+    ChainTooLong,
     /// A descriptor points outside the guest's memory.
     #[error("buffer at guest address {gpa:#x} of {len} bytes is not in the guest's memory")]
     BadAddress {
@@ -119,6 +124,7 @@ impl RingFault {
             Self::HeadOutOfRange { .. } => "head_out_of_range",
             Self::NextOutOfRange { .. } => "next_out_of_range",
             Self::Loop { .. } => "loop",
+            Self::ChainTooLong => "chain_too_long",
             Self::BadAddress { .. } => "bad_address",
             Self::IndirectLength { .. } => "indirect_length",
             Self::NestedIndirect => "nested_indirect",

@@ -12,7 +12,9 @@ use crate::frame::Tail;
 use crate::stats::DropReason;
 use crate::vhost::mem::{GuestMap, GuestSlice};
 
-use super::chain::{Desc, Direction, walk};
+use super::chain::{Desc, Direction};
+use super::packed::PackedRing;
+use super::ring::Ring;
 use super::split::SplitRing;
 use super::{BURST, MAX_SEGMENTS, MAX_SPREAD, RingFault, VNET_HDR};
 
@@ -34,7 +36,7 @@ struct Ready<'m> {
 /// [`Fill::finish`].
 #[derive(Debug)]
 pub struct Fill<'r> {
-    ring: &'r mut SplitRing,
+    ring: &'r mut Ring,
     map: &'r GuestMap,
     mergeable: bool,
     ready: ArrayVec<Ready<'r>, BURST>,
@@ -42,8 +44,11 @@ pub struct Fill<'r> {
     used: usize,
 }
 
-impl SplitRing {
+impl Ring {
     /// Begins a burst of `frames` frames. `mergeable`: VIRTIO_NET_F_MRG_RXBUF was negotiated.
+    ///
+    /// # Errors
+    /// The ring is broken.
     #[inline]
     pub fn fill<'r>(
         &'r mut self,
@@ -52,28 +57,73 @@ impl SplitRing {
         mergeable: bool,
     ) -> Result<Fill<'r>, RingFault> {
         let wanted = frames.min(BURST) as u16;
+        let ready = match self {
+            Self::Split(ring) => ring.scout(map, wanted),
+            Self::Packed(ring) => ring.scout(map, wanted),
+        };
+        Ok(Fill { ready: ready?, ring: self, map, mergeable, used: 0 })
+    }
+}
+
+impl SplitRing {
+    /// Looks up to `wanted` buffers up ahead of their use.
+    fn scout<'m>(
+        &mut self,
+        map: &'m GuestMap,
+        wanted: u16,
+    ) -> Result<ArrayVec<Ready<'m>, BURST>, RingFault> {
         let count = self.available(wanted)?.min(wanted);
-        let mut ready = ArrayVec::<Ready<'r>, BURST>::new();
+        let mut ready = ArrayVec::new();
         for ahead in 0..count {
             let head = self.head(ahead)?;
             self.desc().get().prefetch(u32::from(head) * 16);
             ready.push(Ready { head, single: None });
         }
-        let mut hint = self.hint;
         for entry in &mut ready {
-            let desc = Desc::fetch(&self.desc().get(), entry.head)
-                .filter(|desc| desc.is_whole_chain(Direction::Receive) && desc.len != 0);
-            if let Some(desc) = desc {
-                let bad = RingFault::BadAddress { gpa: desc.gpa, len: desc.len };
-                let slice = map.slice(desc.gpa, desc.len, &mut hint).ok_or(bad)?;
-                slice.prefetch_write(0);
-                slice.prefetch_write(64);
-                entry.single = Some(slice);
+            if let Some(desc) = Desc::fetch(&self.desc().get(), entry.head) {
+                entry.single = single(map, &desc, &mut self.hint)?;
             }
         }
-        self.hint = hint;
-        Ok(Fill { ring: self, map, mergeable, ready, used: 0 })
+        Ok(ready)
     }
+}
+
+impl PackedRing {
+    /// Looks up to `wanted` buffers up ahead of their use. It ends at a chain: where the next one
+    /// begins is not known.
+    fn scout<'m>(
+        &mut self,
+        map: &'m GuestMap,
+        wanted: u16,
+    ) -> Result<ArrayVec<Ready<'m>, BURST>, RingFault> {
+        let mut ready = ArrayVec::new();
+        for ahead in 0..wanted {
+            let Some((desc, head)) = self.peek(ahead) else { break };
+            let single = single(map, &desc, &mut self.hint)?;
+            ready.push(Ready { head, single });
+            if single.is_none() {
+                break;
+            }
+        }
+        Ok(ready)
+    }
+}
+
+/// The buffer of a chain of one descriptor.
+#[inline]
+fn single<'m>(
+    map: &'m GuestMap,
+    desc: &Desc,
+    hint: &mut usize,
+) -> Result<Option<GuestSlice<'m>>, RingFault> {
+    if !desc.is_whole_chain(Direction::Receive) || desc.len == 0 {
+        return Ok(None);
+    }
+    let bad = RingFault::BadAddress { gpa: desc.gpa, len: desc.len };
+    let slice = map.slice(desc.gpa, desc.len, hint).ok_or(bad)?;
+    slice.prefetch_write(0);
+    slice.prefetch_write(64);
+    Ok(Some(slice))
 }
 
 /// Why one frame was not written.
@@ -117,7 +167,7 @@ impl Fill<'_> {
             }
             self.used += 1;
             self.ring.take(1);
-            self.ring.push_used(desc_head, at);
+            self.ring.push_used(desc_head, 1, at);
             return Ok(());
         }
         self.push_scattered(head, tail, total)
@@ -130,41 +180,37 @@ impl Fill<'_> {
         tail: Tail<'_, '_>,
         total: u32,
     ) -> Result<(), Refusal> {
-        let mut buffers = ArrayVec::<(u16, u32), MAX_BUFFERS>::new();
+        let mut buffers = ArrayVec::<(u16, u16, u32), MAX_BUFFERS>::new();
         let mut segments = ArrayVec::<GuestSlice<'_>, MAX_SPREAD>::new();
-        let mut room = 0u32;
+        let (mut room, mut ahead) = (0u32, 0);
         while room < total {
-            let ahead = buffers.len() as u16;
             if ahead > 0 && !self.mergeable {
                 return Err(Refusal::Drop(DropReason::BufferTooSmall));
             }
             if buffers.is_full() || segments.remaining_capacity() < MAX_SEGMENTS {
                 return Err(Refusal::Drop(DropReason::BufferTooSmall));
             }
-            if self.ring.available(ahead + 1)? <= ahead {
+            let Some(chain) = self.ring.chain(self.map, ahead, |slice| segments.push(slice))?
+            else {
                 return Err(Refusal::Drop(DropReason::RingFull));
-            }
-            let desc_head = self.ring.head(ahead)?;
-            let mut hint = self.ring.hint;
-            let (table, rules) = (self.ring.desc().get(), self.ring.rules());
-            let walked = walk(self.map, table, desc_head, rules, &mut hint, |s| segments.push(s));
-            self.ring.hint = hint;
-            let capacity = walked?.map_err(|_| Refusal::Drop(DropReason::TooManySegments))?;
+            };
+            let capacity = chain.bytes.map_err(|_| Refusal::Drop(DropReason::TooManySegments))?;
             if capacity == 0 {
                 return Err(RingFault::EmptyBuffer.into());
             }
             room = room.saturating_add(capacity);
-            buffers.push((desc_head, capacity));
+            ahead += chain.slots;
+            buffers.push((chain.id, chain.slots, capacity));
         }
         set_num_buffers(head, buffers.len() as u16);
         scatter(head, tail, &segments);
         let mut left = total;
-        for &(desc_head, capacity) in &buffers {
+        for &(id, slots, capacity) in &buffers {
             let written = left.min(capacity);
-            self.ring.push_used(desc_head, written);
+            self.ring.push_used(id, slots, written);
             left -= written;
         }
-        self.ring.take(buffers.len() as u16);
+        self.ring.take(ahead);
         self.used += buffers.len();
         Ok(())
     }

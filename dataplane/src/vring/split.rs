@@ -24,6 +24,7 @@ use crate::vhost::mem::{GuestMap, PinnedSlice};
 
 use super::RingFault;
 use super::chain::{Direction, Rules};
+use super::ring::area;
 
 const USED_F_NO_NOTIFY: u16 = 1;
 const AVAIL_F_NO_INTERRUPT: u16 = 1;
@@ -34,6 +35,14 @@ pub enum SetupError {
     /// Not a power of two up to 32768.
     #[error("Ring size {0} is not a power of two between 1 and 32768")]
     Size(u16),
+    /// The place to go on at does not exist.
+    #[error("Base {base:#x} in a ring of {size} entries; a split ring has indexes up to 0xffff")]
+    Base {
+        /// As SET_VRING_BASE gave it.
+        base: u32,
+        /// Entries of the ring.
+        size: u16,
+    },
     /// An area is not aligned as virtio 1.3, section 2.7 asks.
     #[error("The {area} at {addr:#x} is not aligned to {align} bytes")]
     Misaligned {
@@ -92,26 +101,21 @@ impl SplitRing {
             return Err(SetupError::Size(size));
         }
         let n = u32::from(size);
-        let area = |area, addr, len, align: usize| {
-            let slice = map.pin(addr, len).ok_or(SetupError::Unmapped { area, addr, len })?;
-            if !slice.get().addr().is_multiple_of(align) {
-                return Err(SetupError::Misaligned { area, addr, align });
-            }
-            Ok(slice)
-        };
-        let desc = area("descriptor table", setup.desc, 16 * n, 16)?;
-        let avail = area("available ring", setup.avail, 6 + 2 * n, 2)?;
-        let used = area("used ring", setup.used, 6 + 8 * n, 4)?;
+        let desc = area(map, "descriptor table", setup.desc, 16 * n, 16)?;
+        let avail = area(map, "available ring", setup.avail, 6 + 2 * n, 2)?;
+        let used = area(map, "used ring", setup.used, 6 + 8 * n, 4)?;
+        let base = setup.base;
+        let base = u16::try_from(base).map_err(|_| SetupError::Base { base, size })?;
         let ring = Self {
             desc,
             avail,
             used,
             size,
-            avail_seen: setup.base,
-            next_avail: setup.base,
+            avail_seen: base,
+            next_avail: base,
             // A copying net device completes in order, so what was taken was used.
-            next_used: setup.base,
-            published: setup.base,
+            next_used: base,
+            published: base,
             notified_at: None,
             event_idx: setup.features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0,
             rules: Rules {

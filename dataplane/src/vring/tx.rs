@@ -11,22 +11,126 @@ use crate::stats::DropReason;
 use crate::vhost::mem::{GuestMap, GuestSlice};
 
 use super::chain::{Desc, Direction, TooMany, walk};
+use super::packed::PackedRing;
+use super::ring::Ring;
 use super::split::SplitRing;
 use super::{BURST, MAX_FRAME_BYTES, MAX_SEGMENTS, RingFault, VNET_HDR};
 
 /// Ethernet header: the least a frame holds.
 const ETH_HDR: u32 = 14;
 
-impl SplitRing {
+/// Descriptors of a packed ring that are prefetched ahead: two cache lines.
+const PREFETCH_AHEAD: u16 = 8;
+
+impl Ring {
     /// Takes up to `max` frames (at most [`BURST`]) into `batch`, their heads into `scratch`.
     ///
     /// Every chain taken is in `batch`, also those that only can be dropped; the caller gives all
-    /// of them back by [`SplitRing::complete`]. On a fault the frames before it are in `batch`.
+    /// of them back by [`Ring::complete`]. On a fault the frames before it are in `batch`.
+    ///
+    /// # Errors
+    /// The ring is broken.
     pub fn pop<'m>(
         &mut self,
         map: &'m GuestMap,
         batch: &mut Batch<'m>,
         scratch: &mut [Scratch; BURST],
+        max: u16,
+    ) -> Result<(), RingFault> {
+        let outcome = match self {
+            Self::Split(ring) => ring.collect(map, batch, max),
+            Self::Packed(ring) => ring.collect(map, batch, max),
+        };
+        for (frame, scratch) in batch.frames.iter_mut().zip(scratch) {
+            copy_head(frame, &batch.more, scratch);
+        }
+        outcome
+    }
+
+    /// Gives the chains of a burst back to the guest and publishes them at once.
+    ///
+    /// # Errors
+    /// The guest could not be notified of it.
+    #[inline]
+    pub fn complete(&mut self, batch: &Batch<'_>) -> Result<(), RingFault> {
+        match self {
+            Self::Split(ring) => {
+                for frame in &batch.frames {
+                    ring.push_used(frame.desc_head, 0);
+                }
+                ring.publish()
+            }
+            Self::Packed(ring) => {
+                for frame in &batch.frames {
+                    ring.push_used(frame.desc_head, frame.slots, 0);
+                }
+                ring.publish()
+            }
+        }
+    }
+}
+
+impl PackedRing {
+    /// Takes up to `max` frames, whose heads are not copied yet.
+    fn collect<'m>(
+        &mut self,
+        map: &'m GuestMap,
+        batch: &mut Batch<'m>,
+        max: u16,
+    ) -> Result<(), RingFault> {
+        let mut ahead = 0;
+        let mut outcome = Ok(());
+        for _ in 0..max.min(BURST as u16) {
+            self.prefetch(ahead + PREFETCH_AHEAD);
+            match self.locate(map, ahead, batch) {
+                Ok(Some(frame)) => {
+                    ahead += frame.slots;
+                    batch.frames.push(frame);
+                }
+                Ok(None) => break,
+                Err(fault) => {
+                    outcome = Err(fault);
+                    break;
+                }
+            }
+        }
+        self.take(ahead);
+        outcome
+    }
+
+    /// Finds where the frame of the chain `ahead` entries on lies; `None`: there is none, or no
+    /// room for its segments.
+    #[inline]
+    fn locate<'m>(
+        &mut self,
+        map: &'m GuestMap,
+        ahead: u16,
+        batch: &mut Batch<'m>,
+    ) -> Result<Option<Frame<'m>>, RingFault> {
+        let Some((desc, id)) = self.peek(ahead) else { return Ok(None) };
+        if desc.is_whole_chain(Direction::Transmit) && desc.len != 0 {
+            let bad = RingFault::BadAddress { gpa: desc.gpa, len: desc.len };
+            let body = map.slice(desc.gpa, desc.len, &mut self.hint).ok_or(bad)?;
+            return Ok(Some(whole(id, body, batch.more.len() as u16)));
+        }
+        if batch.more.len() + MAX_SEGMENTS > MORE {
+            return Ok(None);
+        }
+        let (at, mut hint) = (batch.more.len(), self.hint);
+        let mut body = None;
+        let found =
+            self.chain(map, ahead, &mut hint, |slice| first_or_more(slice, &mut body, batch));
+        self.hint = hint;
+        Ok(found?.map(|chain| chained(chain.id, chain.slots, chain.bytes, body, at, batch)))
+    }
+}
+
+impl SplitRing {
+    /// Takes up to `max` frames, whose heads are not copied yet.
+    fn collect<'m>(
+        &mut self,
+        map: &'m GuestMap,
+        batch: &mut Batch<'m>,
         max: u16,
     ) -> Result<(), RingFault> {
         let count = self.available(1)?.min(max).min(BURST as u16);
@@ -58,9 +162,6 @@ impl SplitRing {
             }
         }
         self.take(batch.frames.len() as u16);
-        for (frame, scratch) in batch.frames.iter_mut().zip(scratch) {
-            copy_head(frame, &batch.more, scratch);
-        }
         outcome
     }
 
@@ -79,18 +180,7 @@ impl SplitRing {
         if let Some(desc) = simple {
             let bad = RingFault::BadAddress { gpa: desc.gpa, len: desc.len };
             let body = map.slice(desc.gpa, desc.len, &mut self.hint).ok_or(bad)?;
-            body.prefetch(0);
-            body.prefetch(64);
-            let drop = size_verdict(desc.len);
-            let len = desc.len;
-            return Ok(Some(Frame {
-                desc_head: head,
-                head_len: 0,
-                len,
-                body,
-                more: (at, at),
-                drop,
-            }));
+            return Ok(Some(whole(head, body, at)));
         }
         self.locate_chain(map, head, batch)
     }
@@ -104,37 +194,54 @@ impl SplitRing {
         if batch.more.len() + MAX_SEGMENTS > MORE {
             return Ok(None);
         }
-        let at = batch.more.len();
-        let mut hint = self.hint;
+        let (at, mut hint) = (batch.more.len(), self.hint);
         let mut body = None;
         let walked = walk(map, self.desc().get(), head, self.rules(), &mut hint, |slice| {
-            slice.prefetch(0);
-            match body {
-                None => body = Some(slice),
-                Some(_) => batch.more.push(slice),
-            }
+            first_or_more(slice, &mut body, batch);
         });
         self.hint = hint;
-        let (len, drop) = match walked? {
-            Ok(len) => (len, size_verdict(len)),
-            Err(TooMany) => (0, Some(DropReason::TooManySegments)),
-        };
-        let body = body.unwrap_or_else(GuestSlice::empty);
-        let more = (at as u16, batch.more.len() as u16);
-        Ok(Some(Frame { desc_head: head, head_len: 0, len, body, more, drop }))
+        Ok(Some(chained(head, 1, walked?, body, at, batch)))
     }
+}
 
-    /// Gives the chains of a burst back to the guest and publishes them at once.
-    ///
-    /// # Errors
-    /// The guest could not be notified of it.
-    #[inline]
-    pub fn complete(&mut self, batch: &Batch<'_>) -> Result<(), RingFault> {
-        for frame in &batch.frames {
-            self.push_used(frame.desc_head, 0);
-        }
-        self.publish()
+/// The frame in a chain of one buffer.
+#[inline]
+fn whole(id: u16, body: GuestSlice<'_>, more: u16) -> Frame<'_> {
+    body.prefetch(0);
+    body.prefetch(64);
+    let (len, drop) = (body.len(), size_verdict(body.len()));
+    Frame { desc_head: id, slots: 1, head_len: 0, len, body, more: (more, more), drop }
+}
+
+/// Keeps a buffer of a chain: the first apart from the others.
+fn first_or_more<'m>(
+    slice: GuestSlice<'m>,
+    body: &mut Option<GuestSlice<'m>>,
+    batch: &mut Batch<'m>,
+) {
+    slice.prefetch(0);
+    match body {
+        None => *body = Some(slice),
+        Some(_) => batch.more.push(slice),
     }
+}
+
+/// The frame in a chain that was walked; what lies behind `at` in [`Batch::more`] is its.
+fn chained<'m>(
+    id: u16,
+    slots: u16,
+    bytes: Result<u32, TooMany>,
+    body: Option<GuestSlice<'m>>,
+    at: usize,
+    batch: &Batch<'m>,
+) -> Frame<'m> {
+    let (len, drop) = match bytes {
+        Ok(len) => (len, size_verdict(len)),
+        Err(TooMany) => (0, Some(DropReason::TooManySegments)),
+    };
+    let body = body.unwrap_or_else(GuestSlice::empty);
+    let more = (at as u16, batch.more.len() as u16);
+    Frame { desc_head: id, slots, head_len: 0, len, body, more, drop }
 }
 
 /// What `chain_bytes`, virtio-net header and frame, say of a frame.

@@ -29,7 +29,7 @@ pub enum Rx {
     Up,
     Disabled,
     /// Taken out; where it stood.
-    Stopped(u16),
+    Stopped(u32),
     /// It will be found broken when the switch looks at it next.
     Rotten,
     Broken,
@@ -101,9 +101,9 @@ impl Model {
     /// The switch took these frames from `from` in one burst. Returns what it must report: sources
     /// sighted, and ports whose receive ring broke.
     pub fn burst(&mut self, from: usize, burst: &[Sent]) -> (Vec<Report>, Vec<usize>) {
-        let (mut sighted, mut broken) = (Vec::new(), Vec::new());
+        let (mut sighted, mut broken, mut last) = (Vec::new(), Vec::new(), None);
         let routes: Vec<_> =
-            burst.iter().map(|sent| self.judge(from, sent, &mut sighted)).collect();
+            burst.iter().map(|sent| self.judge(from, sent, &mut sighted, &mut last)).collect();
         let mut fates: Vec<_> = routes
             .iter()
             .map(|route| Some(route.as_ref().err().copied().unwrap_or(DropReason::NoReceiver)))
@@ -135,6 +135,7 @@ impl Model {
         from: usize,
         sent: &Sent,
         sighted: &mut Vec<Report>,
+        last: &mut Option<Mac>,
     ) -> Result<Route, DropReason> {
         let Sent { header, bytes, descriptors } = sent;
         let Port { rules, checksums, .. } = &self.ports[from];
@@ -167,7 +168,8 @@ impl Model {
             return Err(DropReason::Spoofed);
         }
         let segment = rules.segment;
-        if rules.learning && !is_own {
+        // Of frames in a row from one source, the first is looked at.
+        if last.replace(source) != Some(source) && rules.learning && !is_own {
             let known = self.addresses.get(&(segment, source.key()));
             if known.is_none_or(|&(at, is_static)| at != from && !is_static) {
                 let port = PortId(from as u32);

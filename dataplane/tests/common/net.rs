@@ -100,17 +100,17 @@ impl Net {
     }
 
     /// Starts a ring of a guest's and gives it to the port.
-    pub fn start(&mut self, port: usize, index: u16, base: Option<u16>) {
+    pub fn start(&mut self, port: usize, index: u16, base: Option<u32>) {
         let live = self.guests[port].start(index, base).unwrap();
         let slot = Slot::Live(Box::new(live));
         self.with_slot(port, index, |cell| *cell = slot);
     }
 
     /// Takes a ring from the port; returns where it stood, if it was there.
-    pub fn stop(&mut self, port: usize, index: u16) -> Option<u16> {
+    pub fn stop(&mut self, port: usize, index: u16) -> Option<u32> {
         match self.with_slot(port, index, std::mem::take) {
             Slot::Empty => None,
-            Slot::Live(live) => Some(live.ring.next_avail()),
+            Slot::Live(live) => Some(live.ring.base()),
             Slot::Broken(base, _) => Some(base),
         }
     }

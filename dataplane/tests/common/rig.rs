@@ -10,8 +10,8 @@ use dataplane::testing::local;
 use dataplane::testing::memory::{Backing, GuestMemory, RegionSpec};
 use dataplane::vhost::mem::{GuestMap, GuestSlice};
 use dataplane::vring::chain::Direction;
+use dataplane::vring::ring::Ring;
 use dataplane::vring::rx::Refusal;
-use dataplane::vring::split::SplitRing;
 use dataplane::vring::{BURST, RingFault, VNET_HDR};
 
 /// Regions: the rings; buffers, adjoining; a hole; tables.
@@ -29,7 +29,7 @@ pub struct Rig {
     pub memory: GuestMemory,
     pub map: Arc<GuestMap>,
     pub driver: Vring,
-    pub ring: SplitRing,
+    pub ring: Ring,
     pub direction: Direction,
     pub features: u64,
 }
@@ -45,7 +45,7 @@ impl Rig {
         let driver = Vring::new(&mut memory, 0, size).unwrap();
         let map = local::map(&memory).unwrap();
         let setup = local::ring_setup(&driver, 0, 0, features);
-        let ring = SplitRing::new(&setup, &map, direction).unwrap();
+        let ring = Ring::new(&setup, &map, direction).unwrap();
         Self { memory, map, driver, ring, direction, features }
     }
 
@@ -54,9 +54,9 @@ impl Rig {
     }
 
     /// A ring that starts anew, at `base`.
-    pub fn restart(&mut self, base: u16) {
+    pub fn restart(&mut self, base: u32) {
         let setup = local::ring_setup(&self.driver, 0, base, self.features);
-        self.ring = SplitRing::new(&setup, &self.map, self.direction).unwrap();
+        self.ring = Ring::new(&setup, &self.map, self.direction).unwrap();
     }
 
     /// Writes the descriptors into the ring's table, from 0 on, and makes 0 available.

@@ -109,7 +109,7 @@ impl Twins {
             desc: at(RINGS),
             avail: at(AVAIL),
             used: at(USED),
-            base: self.avail_idx,
+            base: self.avail_idx.into(),
             kick: None,
             call: Some(call),
             err: None,

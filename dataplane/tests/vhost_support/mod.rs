@@ -17,13 +17,13 @@ use vhost::vhost_user::message::FrontendReq;
 pub const LONG: Duration = Duration::from_secs(20);
 
 /// How far the fake device gets with a ring between start and stop.
-pub const ADVANCE: u16 = 5;
+pub const ADVANCE: u32 = 5;
 
 pub const LISTEN: SocketMode = SocketMode::Listen { permissions: 0o600, group: None };
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Note {
-    Start { index: u16, base: u16, enabled: bool, features: u64, regions: usize },
+    Start { index: u16, base: u32, enabled: bool, features: u64, regions: usize },
     Stop { index: u16 },
     Enable { index: u16, on: bool },
     Call { index: u16, given: bool },
@@ -34,7 +34,7 @@ pub enum Note {
 struct Notes {
     notes: Vec<Note>,
     /// Rings that run now: index, base, and the map, which must stay mapped until the stop.
-    running: Vec<(u16, u16, Arc<GuestMap>)>,
+    running: Vec<(u16, u32, Arc<GuestMap>)>,
     /// What no control thread may do.
     violations: Vec<String>,
     refuse: Option<String>,
@@ -145,7 +145,7 @@ impl Device for FakeDevice {
         })
     }
 
-    fn stop_ring(&mut self, index: u16) -> Option<u16> {
+    fn stop_ring(&mut self, index: u16) -> Option<u32> {
         self.book.change(|notes| {
             let at = notes.running.iter().position(|ring| ring.0 == index);
             let Some(at) = at else {

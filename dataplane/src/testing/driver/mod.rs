@@ -1,4 +1,4 @@
-//! A virtio-net driver: split rings, driver side, for full speed and for full malice.
+//! A virtio-net driver: split and packed rings, driver side, for full speed and for full malice.
 //!
 //! [`TxQueue`] and [`RxQueue`] own a ring and its buffers, one buffer per descriptor, all memory
 //! allocated when they are made. In the steady state a burst costs one load of the used index, one
@@ -6,16 +6,21 @@
 //!
 //! Both are strict witnesses of the device: see [`DeviceFault`].
 
+mod any;
 mod buffers;
 mod header;
 mod layout;
+mod packed;
 mod ring;
 mod rx;
 mod tx;
+mod wait;
 
+pub use any::{AnyVring, DriverRing};
 pub(super) use buffers::stride;
 pub use header::VirtioNetHdr;
 pub use layout::Layout;
+pub use packed::PackedVring;
 pub use ring::{Desc, Vring};
 pub use rx::{RxFrame, RxQueue};
 pub use tx::{INDIRECT_TABLE_ENTRIES, TxError, TxOptions, TxQueue, TxSlot};

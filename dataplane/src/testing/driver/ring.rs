@@ -14,14 +14,12 @@
 //! crossed (EVENT_IDX). Interrupts are suppressed unless armed; [`Vring::wait`] arms them for as
 //! long as it waits.
 
-use std::io;
-use std::os::fd::AsRawFd;
 use std::sync::atomic::{Ordering, fence};
 
 use virtio_bindings::virtio_ring as bindings;
-use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
+use super::wait::Events;
 use super::{Deadline, DeviceFault};
 use crate::testing::memory::{GuestMemory, MemoryError, Span};
 
@@ -109,10 +107,7 @@ pub struct Vring {
     /// Used index when `used_event` was parked.
     parked_at: u16,
     interrupts: bool,
-    kicks: u64,
-    kick: EventFd,
-    call: EventFd,
-    waiter: Option<Epoll>,
+    events: Events,
 }
 
 impl Vring {
@@ -126,8 +121,6 @@ impl Vring {
     pub fn new(memory: &mut GuestMemory, region: usize, size: u16) -> Result<Self, MemoryError> {
         assert!(size.is_power_of_two(), "a split ring of {size} entries is not a power of two");
         let entries = usize::from(size);
-        let event = |source| MemoryError::System { what: "eventfd", len: 8, source };
-        let new_event = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(event);
         // Each part on lines of its own: the two sides write different parts.
         let mut ring = Self {
             size,
@@ -145,10 +138,7 @@ impl Vring {
             used_next: 0,
             parked_at: 0,
             interrupts: false,
-            kicks: 0,
-            kick: new_event()?,
-            call: new_event()?,
-            waiter: None,
+            events: Events::new()?,
         };
         ring.reset(false);
         Ok(ring)
@@ -167,8 +157,7 @@ impl Vring {
         (self.avail_next, self.kicked_at, self.used_next) = (0, 0, 0);
         self.event_idx = event_idx;
         self.interrupts = false;
-        // An eventfd left signalled by the ring's former life means nothing to this one.
-        let _ = (self.kick.read(), self.call.read());
+        self.events.forget();
         self.disarm();
     }
 
@@ -217,17 +206,17 @@ impl Vring {
 
     /// The eventfd the device waits on.
     pub fn kick_fd(&self) -> &EventFd {
-        &self.kick
+        self.events.kick_fd()
     }
 
     /// The eventfd the device signals.
     pub fn call_fd(&self) -> &EventFd {
-        &self.call
+        self.events.call_fd()
     }
 
     /// Kicks sent so far.
     pub fn kicks(&self) -> u64 {
-        self.kicks
+        self.events.kicks()
     }
 
     /// The head the next chain will get, which makes it the name of the chain's buffer as well.
@@ -313,9 +302,7 @@ impl Vring {
     /// Kicks the device, asked or not.
     #[cold]
     pub fn kick(&mut self) {
-        self.kicks += 1;
-        // The only failure of this write is a counter already full, and then the kick is pending.
-        let _ = self.kick.write(1);
+        self.events.kick();
     }
 
     /// How many used entries wait to be taken with [`Self::take_used`].
@@ -431,41 +418,14 @@ impl Vring {
             return Ok(true);
         }
         self.arm();
-        let outcome = self.wait_armed(deadline).map_err(DeviceFault::Wait);
+        let (used, next) = (&self.used, self.used_next);
+        let is_there = || used.load_u16(IDX_AT, Ordering::Acquire) != next;
+        let outcome = self.events.wait(deadline, is_there).map_err(DeviceFault::Wait);
         if !self.interrupts {
             self.disarm();
         }
         outcome?;
         Ok(self.used_waiting()? > 0)
-    }
-
-    fn wait_armed(&mut self, deadline: Deadline) -> io::Result<()> {
-        if self.waiter.is_none() {
-            let epoll = Epoll::new()?;
-            let interest = EpollEvent::new(EventSet::IN, 0);
-            epoll.ctl(ControlOperation::Add, self.call.as_raw_fd(), interest)?;
-            self.waiter = Some(epoll);
-        }
-        loop {
-            // ORDERING: the wish to be called must be visible before the last look, or a used
-            // entry could slip in between and never be announced.
-            fence(Ordering::SeqCst);
-            if self.raw_used_idx() != self.used_next {
-                return Ok(());
-            }
-            let left_ms = deadline.left_ms();
-            let mut events = [EpollEvent::default()];
-            match self.waiter.as_ref().map_or(Ok(0), |epoll| epoll.wait(left_ms, &mut events)) {
-                Ok(_) => {}
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(e),
-            }
-            // Drained whether or not it was signalled: it does not block.
-            let _ = self.call.read();
-            if left_ms == 0 {
-                return Ok(());
-            }
-        }
     }
 
     /// Writes descriptor `index`, whatever it says.

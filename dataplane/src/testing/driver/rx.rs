@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::buffers::Buffers;
-use super::{Deadline, Desc, DeviceFault, VirtioNetHdr, Vring};
+use super::{AnyVring, Deadline, Desc, DeviceFault, DriverRing as _, VirtioNetHdr, Vring};
 use crate::testing::memory::{GuestMemory, MemoryError};
 
 const HDR: usize = VirtioNetHdr::BYTES;
@@ -23,7 +23,7 @@ struct Segment {
 /// The receive queue of one queue pair.
 #[derive(Debug)]
 pub struct RxQueue {
-    ring: Vring,
+    ring: AnyVring,
     buffers: Buffers,
     segments: Box<[Segment]>,
     mergeable: bool,
@@ -42,6 +42,7 @@ impl RxQueue {
         memory: &mut GuestMemory,
         regions: &[usize],
         size: u16,
+        is_packed: bool,
         lengths: &[usize],
     ) -> Result<Self, MemoryError> {
         assert!(!lengths.is_empty() && !lengths.contains(&0), "receive segments {lengths:?}");
@@ -52,7 +53,7 @@ impl RxQueue {
             Segment { len, at }
         });
         let segments = segments.collect();
-        let ring = Vring::new(memory, regions[0], size)?;
+        let ring = AnyVring::new(memory, regions[0], size, is_packed)?;
         let buffers = Buffers::new(memory, regions, size, capacity)?;
         let (pieces, parts) = (Vec::with_capacity(usize::from(size)), Vec::new());
         Ok(Self { ring, buffers, segments, mergeable: false, repost: true, pieces, parts })
@@ -60,16 +61,23 @@ impl RxQueue {
 
     /// Starts anew with what was negotiated; posts all buffers unless [`Self::set_repost`] is off.
     pub(in crate::testing) fn reset(&mut self, event_idx: bool, mergeable: bool, start: u16) {
-        self.ring.reset(event_idx);
-        self.ring.start_at(start);
+        self.ring.restart(event_idx, start);
         self.mergeable = mergeable;
         if self.repost {
             self.post(usize::MAX);
         }
     }
 
-    /// The ring beneath, for raw descriptors and notification control.
+    /// The split ring beneath, for raw descriptors and notification control.
+    ///
+    /// # Panics
+    /// When the ring is packed.
     pub fn ring(&mut self) -> &mut Vring {
+        self.ring.split()
+    }
+
+    /// The ring beneath, split or packed.
+    pub fn any_ring(&mut self) -> &mut AnyVring {
         &mut self.ring
     }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::buffers::Buffers;
-use super::{Deadline, Desc, DeviceFault, Layout, VirtioNetHdr, Vring};
+use super::{AnyVring, Deadline, Desc, DeviceFault, DriverRing as _, Layout, VirtioNetHdr, Vring};
 use crate::testing::memory::{GuestMemory, MemoryError, Span};
 
 const HDR: usize = VirtioNetHdr::BYTES;
@@ -63,7 +63,7 @@ pub struct TxOptions {
 /// The transmit queue of one queue pair.
 #[derive(Debug)]
 pub struct TxQueue {
-    ring: Vring,
+    ring: AnyVring,
     buffers: Buffers,
     tables: Buffers,
     options: TxOptions,
@@ -78,9 +78,10 @@ impl TxQueue {
         memory: &mut GuestMemory,
         regions: &[usize],
         size: u16,
+        is_packed: bool,
         options: TxOptions,
     ) -> Result<Self, MemoryError> {
-        let ring = Vring::new(memory, regions[0], size)?;
+        let ring = AnyVring::new(memory, regions[0], size, is_packed)?;
         let tables =
             Buffers::new(memory, &regions[..1], size, INDIRECT_TABLE_ENTRIES * DESC_BYTES)?;
         let buffers = Buffers::new(memory, regions, size, HDR + options.capacity)?;
@@ -90,13 +91,20 @@ impl TxQueue {
 
     /// Starts anew with what was negotiated, all indexes at `start`.
     pub(in crate::testing) fn reset(&mut self, event_idx: bool, indirect: bool, start: u16) {
-        self.ring.reset(event_idx);
-        self.ring.start_at(start);
+        self.ring.restart(event_idx, start);
         self.indirect = indirect;
     }
 
-    /// The ring beneath, for raw descriptors and notification control.
+    /// The split ring beneath, for raw descriptors and notification control.
+    ///
+    /// # Panics
+    /// When the ring is packed.
     pub fn ring(&mut self) -> &mut Vring {
+        self.ring.split()
+    }
+
+    /// The ring beneath, split or packed.
+    pub fn any_ring(&mut self) -> &mut AnyVring {
         &mut self.ring
     }
 
@@ -308,9 +316,9 @@ impl TxQueue {
         let (table, start) = self.tables.of(self.ring.next_head());
         let last = self.parts.len() - 1;
         for (index, part) in self.parts.iter().enumerate() {
-            let more = if index < last { Desc::NEXT } else { 0 };
-            let entry = Desc { flags: part.flags | more, next: index as u16 + 1, ..*part };
-            table.write(start + DESC_BYTES * index, &entry.to_bytes());
+            let next = (index < last).then_some(index as u16 + 1);
+            let entry = self.ring.table_entry(*part, next);
+            table.write(start + DESC_BYTES * index, &entry);
         }
         let bytes = (DESC_BYTES * self.parts.len()) as u32;
         let addr = table.gpa() + start as u64;

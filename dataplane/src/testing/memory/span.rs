@@ -2,7 +2,7 @@
 
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
 use super::Region;
 
@@ -111,6 +111,27 @@ impl Span {
     #[inline(always)]
     pub fn store_u16(&self, offset: usize, value: u16, order: Ordering) {
         self.cell(offset).store(value.to_le(), order);
+    }
+
+    #[inline(always)]
+    fn word(&self, offset: usize) -> &AtomicU64 {
+        let at = self.at(offset, 8).cast::<u64>();
+        assert!(at.is_aligned(), "descriptor at an odd address");
+        // SAFETY: eight readable and writable bytes, checked by `at`, aligned, mapped while `self`
+        // lives; the device touches this half of a descriptor only as a whole word.
+        unsafe { AtomicU64::from_ptr(at.as_ptr()) }
+    }
+
+    /// Loads the little-endian `u64` at `offset`: half a packed-ring descriptor.
+    #[inline(always)]
+    pub fn load_u64(&self, offset: usize, order: Ordering) -> u64 {
+        u64::from_le(self.word(offset).load(order))
+    }
+
+    /// Stores the little-endian `u64` at `offset`: half a packed-ring descriptor.
+    #[inline(always)]
+    pub fn store_u64(&self, offset: usize, value: u64, order: Ordering) {
+        self.word(offset).store(value.to_le(), order);
     }
 
     /// Asks the processor to fetch the line at `offset` for reading. A hint, nothing more.

@@ -8,7 +8,7 @@ mod fd;
 use std::marker::PhantomData;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use super::GuestMap;
 
@@ -169,6 +169,15 @@ impl<'m> GuestSlice<'m> {
         let cell = self.cell(offset, 4)?;
         // SAFETY: as for `u16_at`.
         Some(unsafe { AtomicU32::from_ptr(cell.cast().as_ptr()) })
+    }
+
+    /// A `u64` at `offset` bytes as an atomic: one half of a packed-ring descriptor; `None` if
+    /// misaligned or outside.
+    #[inline]
+    pub fn u64_at(&self, offset: u32) -> Option<&'m AtomicU64> {
+        let cell = self.cell(offset, 8)?;
+        // SAFETY: as for `u16_at`.
+        Some(unsafe { AtomicU64::from_ptr(cell.cast().as_ptr()) })
     }
 
     #[inline]
