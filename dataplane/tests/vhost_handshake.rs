@@ -105,7 +105,7 @@ fn a_stopped_ring_says_where_it_stands_and_starts_from_where_it_is_told() {
     assert!(rig.book.running().is_empty());
     rig.book.take();
     let again = guest.session().unwrap().get_vring_base(1).unwrap();
-    assert_eq!(again, u32::from(ADVANCE), "a ring that stands still still says where");
+    assert_eq!(again, ADVANCE, "a ring that stands still still says where");
     guest.resume(&bases).unwrap();
     assert_eq!(rig.book.running(), [0, 1]);
     guest.reboot(features::PLAIN).unwrap();

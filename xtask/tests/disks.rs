@@ -123,6 +123,7 @@ impl Rig {
             pods: path.join("pods"),
             shares: path.join("shares"),
             debts: path.join("debts"),
+            engine: None,
             vmm: None,
         };
         // Nobody wants the events.

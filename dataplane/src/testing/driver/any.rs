@@ -8,7 +8,6 @@ use crate::testing::memory::{GuestMemory, MemoryError, Span};
 
 /// The driver's side of one virtqueue.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "one for each queue, and never moved")]
 pub enum AnyVring {
     /// Virtio 1.3, section 2.7.
     Split(Vring),
