@@ -23,8 +23,9 @@ use crate::{sandbox_api, task, telemetry};
 const FLUSH_LIMIT: Duration = Duration::from_secs(2);
 /// How long the answer to the last call may take to be sent.
 const ANSWER_PAUSE: Duration = Duration::from_millis(50);
-/// How long a shim may have nothing to do: between two calls for one pod a busy containerd takes less.
-const IDLE_LIMIT: Duration = Duration::from_secs(10);
+/// How long a shim may have nothing to do: between two calls for one pod a containerd that starts hundreds
+/// of pods takes less.
+const IDLE_LIMIT: Duration = Duration::from_secs(30);
 /// Calls wait for the VM and the agent, not for processors.
 const WORKERS: usize = 2;
 
