@@ -270,7 +270,8 @@ async fn a_container_on_a_block_device_writes_to_it_and_the_host_never_mounts_it
     let lines: Vec<_> = output.lines().collect();
     let [name, mount, second] = lines[..] else { panic!("{output}") };
     assert_eq!((name, second), ("first", "second"));
-    assert!(mount.starts_with("/dev/vda / ext4 rw"), "{mount}");
+    // Which of the two was found first is the kernel's affair.
+    assert!(mount.starts_with("/dev/vd") && mount.contains(" / ext4 rw"), "{mount}");
     rig.delete(&id).await;
     // It was in the guest's memory, and no unmount was asked for by the container.
     assert_eq!((disk.read("/new"), volume.read("/new")), ("written\n".into(), "too\n".into()));
