@@ -3,11 +3,21 @@
 //! Benchmarks measure; tests do not time. Every figure here comes out of one run on one machine,
 //! several rounds interleaved, as a median with its spread.
 
+pub mod belongings;
+pub mod ends;
 pub mod figures;
 pub mod host;
+pub mod interrupt;
 pub mod local;
+pub mod machine;
+pub mod measure;
+pub mod peer;
 pub mod ports;
 pub mod reference;
+pub mod report;
+pub mod results;
 pub mod rig;
+pub mod runner;
+pub mod scenario;
 pub mod stats;
 pub mod traffic;

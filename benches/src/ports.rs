@@ -11,6 +11,7 @@ use serde::Serialize;
 use slipway_api::client::Client;
 use slipway_api::{LinkState, PortSpec};
 
+use crate::host::Process;
 use crate::rig::{cores, mac};
 
 /// What was measured.
@@ -118,39 +119,4 @@ async fn ready(client: &Client) -> Result<()> {
 
 fn ms_since(begin: u64) -> f64 {
     (clock::ticks() - begin) as f64 / clock::ticks_per_us() as f64 / 1000.0
-}
-
-/// What /proc says of a process.
-struct Process {
-    private_kib: i64,
-    threads: u64,
-    fds: i64,
-    cpu_ms: f64,
-}
-
-impl Process {
-    fn of(pid: u32) -> Result<Self> {
-        let read = |name: &str| {
-            let path = format!("/proc/{pid}/{name}");
-            std::fs::read_to_string(&path).with_context(|| format!("reading {path}"))
-        };
-        let status = read("status")?;
-        let field = |name: &str| -> Result<i64> {
-            let line = status.lines().find_map(|line| line.strip_prefix(name));
-            let number =
-                line.and_then(|line| line.trim_start_matches(':').split_whitespace().next());
-            number.and_then(|n| n.parse().ok()).with_context(|| format!("{name} in status"))
-        };
-        // Fields 14 and 15 of proc(5), in ticks of 10 ms; the name before them may hold blanks.
-        let stat = read("stat")?;
-        let after_name = stat.rsplit(')').next().unwrap_or_default();
-        let times = after_name.split_whitespace().skip(11).take(2);
-        let ticks: f64 = times.filter_map(|time| time.parse::<f64>().ok()).sum();
-        Ok(Self {
-            private_kib: field("RssAnon")? + field("VmPTE")?,
-            threads: field("Threads")?.unsigned_abs(),
-            fds: std::fs::read_dir(format!("/proc/{pid}/fd"))?.count() as i64,
-            cpu_ms: ticks * 10.0,
-        })
-    }
 }

@@ -15,8 +15,13 @@ use crate::workspace;
 
 /// Where apt keeps its lists of packages.
 const LISTS: &str = "/var/lib/apt/lists";
-/// The package that brings a system service along.
 const CONTAINERD: &str = "containerd";
+const OVS: &str = "openvswitch-switch-dpdk";
+/// Packages that bring system services along, themselves or by what they need.
+const SERVICES: &[(&str, &[&str])] = &[
+    (CONTAINERD, &["containerd"]),
+    (OVS, &["openvswitch-switch", "ovs-vswitchd", "ovsdb-server", "ovs-record-hostname"]),
+];
 /// Packages of other makers that contain others: Docker's own containerd comes with runc.
 const STAND_INS: &[(&str, &str)] = &[(CONTAINERD, "containerd.io"), ("runc", "containerd.io")];
 /// Where an administrator's word on systemd's units stands.
@@ -54,6 +59,8 @@ pub enum Purpose {
     Net,
     /// Running pods: containerd, runc, the stock CNI plugins, and file systems on disks
     Pods,
+    /// Comparing with other switches
+    Bench,
 }
 
 impl Purpose {
@@ -66,6 +73,8 @@ impl Purpose {
             Self::Trace => &["strace"],
             Self::Net => &["iproute2", "nftables"],
             Self::Pods => &[CONTAINERD, "runc", "containernetworking-plugins", "e2fsprogs"],
+            // The last two are plugins, which nothing is linked with.
+            Self::Bench => &[OVS, "dpdk", "librte-net-vhost23", "librte-mempool-ring23"],
         }
     }
 }
@@ -126,8 +135,10 @@ pub fn ensure(purposes: &[Purpose]) -> Result<()> {
         );
     }
     println!("Installing {}", packages.join(", "));
-    if packages.contains(&CONTAINERD) {
-        mask_service(Path::new(UNITS))?;
+    for (_, services) in SERVICES.iter().filter(|(package, _)| packages.contains(package)) {
+        for service in *services {
+            mask_service(Path::new(UNITS), service)?;
+        }
     }
     let mut arguments = install.to_vec();
     arguments.extend(&packages);
@@ -174,15 +185,15 @@ fn apt_get(arguments: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Keeps the containerd that is about to be installed from being started and enabled as a service:
-/// we run our own. What `systemctl mask` does, which `systemctl unmask containerd` undoes; a unit that the
-/// administrator has written stands.
-fn mask_service(units: &Path) -> Result<()> {
-    let unit = units.join("containerd.service");
+/// Keeps a program that is about to be installed from being started and enabled as a service: we run
+/// our own. What `systemctl mask` does, which `systemctl unmask` undoes; a unit that the administrator
+/// has written stands.
+fn mask_service(units: &Path, service: &str) -> Result<()> {
+    let unit = units.join(format!("{service}.service"));
     if !units.is_dir() || unit.symlink_metadata().is_ok() {
         return Ok(());
     }
-    println!("  its service stays off; if you want it: systemctl unmask containerd");
+    println!("  its service stays off; if you want it: systemctl unmask {service}");
     symlink("/dev/null", &unit).with_context(|| format!("Failed to mask {}", unit.display()))
 }
 
@@ -232,14 +243,14 @@ mod tests {
     fn the_service_is_masked_unless_the_administrator_has_a_word_on_it() {
         let units = tempfile::tempdir().unwrap();
         let unit = units.path().join("containerd.service");
-        mask_service(units.path()).unwrap();
+        mask_service(units.path(), "containerd").unwrap();
         assert_eq!(unit.read_link().unwrap(), Path::new("/dev/null"));
         fs::remove_file(&unit).unwrap();
         fs::write(&unit, "[Unit]").unwrap();
-        mask_service(units.path()).unwrap();
+        mask_service(units.path(), "containerd").unwrap();
         assert_eq!(fs::read_to_string(&unit).unwrap(), "[Unit]");
         // Without systemd there is no service to keep off.
-        mask_service(&units.path().join("none")).unwrap();
+        mask_service(&units.path().join("none"), "containerd").unwrap();
     }
 
     #[test]

@@ -10,6 +10,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 mod accel;
+mod bench;
 mod command;
 mod demo;
 mod deps;
@@ -17,6 +18,7 @@ mod figures;
 mod guest;
 mod install;
 mod interrupt;
+mod peers;
 mod progress;
 pub mod rig;
 mod test;
@@ -45,6 +47,9 @@ enum Command {
     Deb(install::deb::Arguments),
     /// Measures on this machine and prints the figures of the README
     Figures(figures::Arguments),
+    /// Compares slipway with other switches on this machine
+    #[command(subcommand)]
+    Bench(bench::What),
 }
 
 /// Runs the command that the command line names. Exit codes: 0 done, 1 failed, 2 wrong command line,
@@ -79,5 +84,6 @@ fn run(arguments: Arguments) -> Result<()> {
         Command::Install(arguments) => install::main(&arguments),
         Command::Deb(arguments) => install::deb::main(&arguments),
         Command::Figures(arguments) => figures::main(&arguments),
+        Command::Bench(what) => bench::main(&what),
     }
 }

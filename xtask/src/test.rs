@@ -14,7 +14,7 @@ use clap::Args;
 use crate::command::{self, Ending};
 use crate::deps::{self, Purpose};
 use crate::rig::oci_image;
-use crate::{guest, workspace};
+use crate::{guest, peers, workspace};
 
 /// Arguments of `cargo xtask test`
 #[derive(Args)]
@@ -84,9 +84,11 @@ pub fn main(arguments: &Arguments) -> Result<()> {
         let names: Vec<_> = STEPS.iter().map(|step| step.name).collect();
         bail!("No step has such a name; there are: {}", names.join("; "));
     }
-    let mut guest_dir = None;
+    let (mut guest_dir, mut testpmd) = (None, None);
     if steps.iter().any(|step| step.privileged) {
-        deps::ensure(&[Purpose::Vm, Purpose::Share, Purpose::Net, Purpose::Trace, Purpose::Pods])?;
+        let purposes = [Purpose::Vm, Purpose::Share, Purpose::Net, Purpose::Trace, Purpose::Pods];
+        deps::ensure(&purposes)?;
+        testpmd = Some(peers::ensure()?);
         guest::ensure(false)?;
         oci_image::ensure()?;
         guest_dir = Some(workspace::target().join("guest"));
@@ -101,6 +103,9 @@ pub fn main(arguments: &Arguments) -> Result<()> {
         }
         if let Some(dir) = &guest_dir {
             command.env("SLIPWAY_GUEST_DIR", dir);
+        }
+        if let Some(folder) = &testpmd {
+            command.env("SLIPWAY_TESTPMD", folder);
         }
         if step.command.contains(&"*") {
             // Cargo builds the programs of a package with its integration tests. To build them in

@@ -87,7 +87,13 @@ impl Default for GuestConfig {
             protocol: VhostUserProtocolFeatures::MQ
                 | VhostUserProtocolFeatures::REPLY_ACK
                 | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS,
-            tx: TxOptions { capacity, segment: 2048, header_apart: false, indirect: false },
+            tx: TxOptions {
+                capacity,
+                segment: 2048,
+                header_apart: false,
+                indirect: false,
+                turns: 1,
+            },
             rx_segments: vec![2048],
             rx_repost: true,
             interrupts: false,
@@ -178,6 +184,14 @@ impl GuestConfig {
         Self { rx_segments: segments.to_vec(), ..self }
     }
 
+    /// Buffers of each descriptor, used in turn: `turns` times the memory, which so does not stay
+    /// in caches. One is the default.
+    #[must_use]
+    pub fn buffer_turns(self, turns: u16) -> Self {
+        assert!(turns > 0, "a descriptor has a buffer");
+        Self { tx: TxOptions { turns, ..self.tx }, ..self }
+    }
+
     /// Whether receive buffers go to the device by themselves, at first and after use; on by
     /// default. Off: [`super::RxQueue::post`] does it.
     #[must_use]
@@ -235,7 +249,9 @@ impl GuestConfig {
         // Descriptor table, avail and used ring, each rounded up to a line.
         let ring = (16 + 2 + 8) * entries + 4 * 64;
         let tables = entries * stride(16 * INDIRECT_TABLE_ENTRIES) + 64;
-        let buffers = |capacity| entries.div_ceil(self.regions) * stride(capacity) + 64;
+        let buffers = |capacity| {
+            entries.div_ceil(self.regions) * stride(capacity) * usize::from(self.tx.turns) + 64
+        };
         let tx = buffers(VirtioNetHdr::BYTES + self.tx.capacity);
         let rx = buffers(self.rx_segments.iter().sum());
         let first = PAGE_BYTES + self.spare_bytes + pairs * (2 * ring + tables);

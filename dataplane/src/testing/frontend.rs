@@ -88,7 +88,8 @@ impl Guest {
         for _ in 0..config.queue_pairs {
             let (size, is_packed) = (config.ring_size, config.is_packed());
             let segments = &config.rx_segments;
-            let mut rx = RxQueue::new(&mut memory, &regions, size, is_packed, segments)?;
+            let turns = config.tx.turns;
+            let mut rx = RxQueue::new(&mut memory, &regions, size, is_packed, segments, turns)?;
             rx.set_repost(config.rx_repost);
             let tx = TxQueue::new(&mut memory, &regions, size, is_packed, config.tx)?;
             pairs.push(QueuePair { rx, tx });

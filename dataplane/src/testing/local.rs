@@ -98,8 +98,14 @@ impl LocalGuest {
         let (mut pairs, mut calls) = (Vec::new(), Vec::new());
         for _ in 0..config.queue_pairs {
             let size = config.ring_size;
-            let mut rx =
-                RxQueue::new(&mut memory, &regions, size, config.is_packed(), &config.rx_segments)?;
+            let mut rx = RxQueue::new(
+                &mut memory,
+                &regions,
+                size,
+                config.is_packed(),
+                &config.rx_segments,
+                config.tx.turns,
+            )?;
             rx.set_repost(config.rx_repost);
             let tx = TxQueue::new(&mut memory, &regions, size, config.is_packed(), config.tx)?;
             pairs.push(QueuePair { rx, tx });

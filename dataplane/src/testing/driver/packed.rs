@@ -271,7 +271,11 @@ impl PackedVring {
         self.looked = 0;
         while self.seen.len() < usize::from(self.size) {
             let Some(word) = self.used_word() else { break };
-            let (id, len) = ((word >> 32) as u16, word as u32);
+            let id = (word >> 32) as u16;
+            // Nothing was written to what is not writable; there the field means nothing, and
+            // devices leave in it what they like (virtio 1.3, section 2.8.4).
+            let is_written = (word >> 48) as u16 & Desc::WRITE != 0;
+            let len = if is_written { word as u32 } else { 0 };
             let count = self.counts.get(usize::from(id)).copied().unwrap_or(0);
             if count == 0 {
                 return Err(DeviceFault::UsedId { id: id.into(), at: self.used.index });

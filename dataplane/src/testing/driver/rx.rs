@@ -44,6 +44,7 @@ impl RxQueue {
         size: u16,
         is_packed: bool,
         lengths: &[usize],
+        turns: u16,
     ) -> Result<Self, MemoryError> {
         assert!(!lengths.is_empty() && !lengths.contains(&0), "receive segments {lengths:?}");
         let capacity = lengths.iter().sum();
@@ -54,7 +55,7 @@ impl RxQueue {
         });
         let segments = segments.collect();
         let ring = AnyVring::new(memory, regions[0], size, is_packed)?;
-        let buffers = Buffers::new(memory, regions, size, capacity)?;
+        let buffers = Buffers::new(memory, regions, size, capacity, turns)?;
         let (pieces, parts) = (Vec::with_capacity(usize::from(size)), Vec::new());
         Ok(Self { ring, buffers, segments, mergeable: false, repost: true, pieces, parts })
     }
@@ -219,6 +220,7 @@ impl RxQueue {
 
     #[inline(always)]
     fn recycle(&mut self, head: u16) {
+        self.buffers.take_turn(head);
         if !self.repost {
             self.ring.release(head);
         } else if let [segment] = *self.segments {

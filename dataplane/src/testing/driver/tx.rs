@@ -58,6 +58,8 @@ pub struct TxOptions {
     pub header_apart: bool,
     /// Chains go into indirect tables.
     pub indirect: bool,
+    /// Buffers of each descriptor, used in turn.
+    pub turns: u16,
 }
 
 /// The transmit queue of one queue pair.
@@ -83,8 +85,8 @@ impl TxQueue {
     ) -> Result<Self, MemoryError> {
         let ring = AnyVring::new(memory, regions[0], size, is_packed)?;
         let tables =
-            Buffers::new(memory, &regions[..1], size, INDIRECT_TABLE_ENTRIES * DESC_BYTES)?;
-        let buffers = Buffers::new(memory, regions, size, HDR + options.capacity)?;
+            Buffers::new(memory, &regions[..1], size, INDIRECT_TABLE_ENTRIES * DESC_BYTES, 1)?;
+        let buffers = Buffers::new(memory, regions, size, HDR + options.capacity, options.turns)?;
         let (parts, scratch) = (Vec::new(), Vec::new());
         Ok(Self { ring, buffers, tables, options, indirect: false, parts, scratch })
     }
@@ -135,6 +137,7 @@ impl TxQueue {
         }
         let mut sent = 0;
         while sent < max && usize::from(self.ring.free()) >= per_frame {
+            self.buffers.take_turn(self.ring.next_head());
             let (span, start) = self.buffers.of(self.ring.next_head());
             let mut slot = TxSlot {
                 span,
@@ -338,7 +341,8 @@ pub struct TxSlot<'a> {
 }
 
 impl TxSlot<'_> {
-    /// Which of the ring's buffers this is: below the ring size, and the same buffer each time.
+    /// Which of the ring's buffers this is: below the ring size, and the same buffer each time,
+    /// unless descriptors have several.
     #[inline(always)]
     pub fn buffer(&self) -> u16 {
         self.buffer

@@ -77,6 +77,16 @@ impl Span {
         unsafe { std::ptr::copy_nonoverlapping(from, bytes.as_mut_ptr(), bytes.len()) };
     }
 
+    /// Copies `len` bytes from `offset` to `other_offset` of `other`.
+    #[inline(always)]
+    pub fn copy_to(&self, offset: usize, other: &Self, other_offset: usize, len: usize) {
+        let from = self.at(offset, len).as_ptr();
+        let to = other.at(other_offset, len).as_ptr();
+        // SAFETY: `len` bytes are readable at `from` and writable at `to`, checked by `at`; the two
+        // may overlap, which `copy` allows.
+        unsafe { std::ptr::copy(from, to, len) };
+    }
+
     /// The `N` bytes at `offset`.
     #[inline(always)]
     pub fn array<const N: usize>(&self, offset: usize) -> [u8; N] {

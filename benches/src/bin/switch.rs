@@ -1,0 +1,126 @@
+//! Compares slipwayd with OVS-DPDK, testpmd and an ideal loop: see [`benches::runner`].
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::{env, fs};
+
+use anyhow::{Context as _, Result, ensure};
+use benches::machine::Machine;
+use benches::peer::{PeerKind, Programs};
+use benches::report::{json, svg, table};
+use benches::runner::{self, Options};
+use benches::{interrupt, scenario};
+use clap::{Parser, ValueEnum as _};
+
+/// Compares slipwayd with other switches on this machine: same generator, same rounds.
+#[derive(Debug, Parser)]
+#[command(name = "bench-switch")]
+struct Arguments {
+    /// Rounds; each starts every switch anew
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    rounds: u16,
+    /// Length of a window in milliseconds
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=60_000))]
+    window_ms: u64,
+    /// Only these scenarios, by name; --list shows them
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+    /// Only these switches
+    #[arg(long, value_delimiter = ',', value_enum)]
+    peers: Vec<PeerKind>,
+    /// One round of what takes two ports, in windows of 50 ms: shows that it works, measures nothing
+    #[arg(long, conflicts_with_all = ["rounds", "window_ms"])]
+    quick: bool,
+    /// Show the scenarios and end
+    #[arg(long)]
+    list: bool,
+    /// The slipwayd to measure [default: the one beside this program]
+    #[arg(long)]
+    slipwayd: Option<PathBuf>,
+    /// The folder to which testpmd and its libraries are unpacked
+    #[arg(long)]
+    testpmd: Option<PathBuf>,
+    /// Where JSON and SVG go [default: benches/results]
+    #[arg(long)]
+    out: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match interrupt::install().and_then(|()| run(arguments)) {
+        _ if interrupt::is_requested() => {
+            eprintln!("Interrupted");
+            ExitCode::from(interrupt::EXIT_CODE)
+        }
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("Error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> Result<()> {
+    let mut scenarios = scenario::all();
+    if arguments.list {
+        for scenario in scenarios {
+            println!("{:<16} {}", scenario.name, scenario.setup);
+        }
+        return Ok(());
+    }
+    for name in &arguments.only {
+        let is_known = scenarios.iter().any(|scenario| scenario.name == name);
+        ensure!(is_known, "There is no scenario {name:?}; --list shows those that there are");
+    }
+    if arguments.quick {
+        scenarios.retain(|scenario| scenario.setup.ports == 2);
+    }
+    if !arguments.only.is_empty() {
+        scenarios.retain(|scenario| arguments.only.iter().any(|name| name == scenario.name));
+    }
+    let mut peers = match arguments.peers.as_slice() {
+        [] => PeerKind::value_variants().to_vec(),
+        some => some.to_vec(),
+    };
+    // Ours first, and each once.
+    peers.sort_unstable();
+    peers.dedup();
+    let slipwayd = match arguments.slipwayd {
+        Some(path) => path,
+        None => {
+            env::current_exe().context("Failed to find this program")?.with_file_name("slipwayd")
+        }
+    };
+    ensure!(slipwayd.exists(), "There is no {}; name it with --slipwayd", slipwayd.display());
+    let options = Options {
+        rounds: if arguments.quick { 1 } else { arguments.rounds.into() },
+        window_ms: if arguments.quick { 50 } else { arguments.window_ms },
+        scenarios,
+        peers,
+        programs: Programs { slipwayd, testpmd: arguments.testpmd },
+    };
+    let machine = Machine::here();
+    let outcome = runner::run(&options)?;
+    println!("{machine}\n");
+    println!("{}", table::all(&outcome.results));
+
+    let default = Path::new(env!("CARGO_MANIFEST_DIR")).join("results");
+    let out = arguments.out.unwrap_or(default);
+    fs::create_dir_all(&out).with_context(|| format!("Failed to make {}", out.display()))?;
+    let base = out.join(format!("switch-{}", machine.unix_ms / 1000));
+    let document = json::document(&options, &machine, &outcome.results);
+    let files = [
+        (base.with_extension("json"), format!("{document:#}\n")),
+        (base.with_extension("svg"), svg::bars(&outcome.results)),
+    ];
+    for (path, text) in files {
+        fs::write(&path, text).with_context(|| format!("Failed to write {}", path.display()))?;
+        println!("Stored {}", path.display());
+    }
+    ensure!(
+        outcome.failures.is_empty(),
+        "Not all could be measured:\n{}",
+        outcome.failures.join("\n")
+    );
+    Ok(())
+}

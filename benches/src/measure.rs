@@ -1,0 +1,313 @@
+//! One scenario measured once on one switch, and the proof beforehand that it carries frames whole.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use dataplane::clock;
+use dataplane::testing::frames::{Ledger, Stamp};
+use dataplane::testing::{Guest, QueuePair, RxQueue, TxQueue};
+
+use crate::ends::{Frame as _, Sink, Slot as _, Source};
+use crate::host::Process;
+use crate::interrupt;
+use crate::peer::ideal::Ideal;
+use crate::peer::{Peer, Work, number};
+use crate::scenario::{Figure, Scenario, Traffic};
+use crate::traffic::{self, Pattern};
+
+/// Frames of the proof, in each direction.
+const PROOF_FRAMES: u64 = 20_000;
+/// And when they are super-frames.
+const PROOF_SUPER_FRAMES: u64 = 500;
+/// How long a frame may take before it counts as lost.
+const LOST: Duration = Duration::from_secs(1);
+/// Between two round trips.
+const PAUSE_US: u64 = 20;
+/// A silence in which a port falls asleep.
+const SILENCE: Duration = Duration::from_millis(10);
+/// What precedes a window, so that it begins in full swing.
+const WARM_UP_MS: u64 = 20;
+/// Least time over which CPU time is told: less is noise.
+const IDLE_MS: u64 = 200;
+
+/// What one window gave.
+#[derive(Debug, Clone, Default)]
+pub struct Sample {
+    /// The numbers.
+    pub figures: BTreeMap<Figure, f64>,
+    /// Share of turns in which the sender's ring was full.
+    pub full_share: Option<f64>,
+}
+
+/// Measures `scenario` for `ms` milliseconds between `guests`, those at the first ports.
+///
+/// # Errors
+/// The switch broke a rule, lost a lone frame, or does not say what it did; someone wants us to end.
+pub fn measure(
+    scenario: &Scenario,
+    guests: &mut [Guest],
+    peer: &mut dyn Peer,
+    ms: u64,
+) -> Result<Sample> {
+    interrupt::check()?;
+    let len = scenario.frame_bytes();
+    match scenario.traffic {
+        Traffic::Idle => return idle(peer, ms),
+        Traffic::RoundTrip => return round_trips(guests, len, ms),
+        Traffic::WakeUp => return wake_ups(guests, len, ms),
+        Traffic::OneWay | Traffic::BothWays | Traffic::Fan => {}
+    }
+    let receivers: Vec<u32> = (1..guests.len()).map(number).collect();
+    let pattern = |from, to: &[u32]| match scenario.setup.tso {
+        true => Pattern::tso(from, to[0]),
+        false => Pattern::udp(from, to, len, scenario.flows),
+    };
+    let (mut sinks, mut sources) = rings(guests);
+    let first = number(0);
+    let mut senders = match scenario.traffic {
+        Traffic::BothWays => sources
+            .drain(..2)
+            .zip([pattern(first, &[number(1)]), pattern(number(1), &[first])])
+            .collect(),
+        Traffic::Fan => vec![(sources.remove(0), pattern(first, &receivers))],
+        _ => vec![(sources.remove(0), pattern(first, &receivers[..1]))],
+    };
+    let both = scenario.traffic == Traffic::BothWays;
+    forwarding(&mut senders, &mut sinks[usize::from(!both)..], ms, || peer.work())
+}
+
+/// Measures one way through the ideal loop.
+///
+/// # Errors
+/// As [`measure`].
+pub fn measure_ideal(scenario: &Scenario, ideal: &mut Ideal, ms: u64) -> Result<Sample> {
+    interrupt::check()?;
+    let pattern = Pattern::udp(number(0), &[number(1)], scenario.frame_bytes(), scenario.flows);
+    let Ideal { source, sink, shared, .. } = ideal;
+    forwarding(&mut [(source, pattern)], &mut [sink], ms, || Ok(Some(shared.work())))
+}
+
+fn rings(guests: &mut [Guest]) -> (Vec<&mut RxQueue>, Vec<&mut TxQueue>) {
+    let rings = guests.iter_mut().map(|guest| {
+        let QueuePair { rx, tx } = guest.pair(0);
+        (rx, tx)
+    });
+    rings.unzip()
+}
+
+fn forwarding<S: Source, R: Sink>(
+    senders: &mut [(&mut S, Pattern)],
+    receivers: &mut [&mut R],
+    ms: u64,
+    mut work: impl FnMut() -> Result<Option<Work>>,
+) -> Result<Sample> {
+    traffic::window(senders, receivers, WARM_UP_MS)?;
+    let before = work()?;
+    let window = traffic::window(senders, receivers, ms)?;
+    let after = work()?;
+    let mut sources: Vec<_> = senders.iter_mut().map(|(source, _)| &mut **source).collect();
+    traffic::drain_all(&mut sources, receivers)?;
+    ensure!(window.frames > 0, "No frame came through in {ms} ms");
+    std::hint::black_box(window.seen);
+    let cycles = match (before, after) {
+        (Some(before), Some(after)) => {
+            let frames = after.frames - before.frames;
+            Some((after.busy_ticks - before.busy_ticks) as f64 / frames.max(1) as f64)
+        }
+        // It polls all the time; if it had frames all the time, all of the window went into them.
+        _ if window.is_generator_bound() => None,
+        _ => Some(window.seconds * 1e6 * clock::ticks_per_us() as f64 / window.frames as f64),
+    };
+    let mut figures =
+        BTreeMap::from([(Figure::Mpps, window.mpps()), (Figure::Gbps, window.gbps())]);
+    figures.extend(cycles.map(|cycles| (Figure::CyclesPerFrame, cycles)));
+    Ok(Sample { figures, full_share: Some(window.full_share()) })
+}
+
+fn idle(peer: &mut dyn Peer, ms: u64) -> Result<Sample> {
+    // Past the polling that follows traffic.
+    std::thread::sleep(Duration::from_millis(300));
+    let before = Process::cpu_ns(peer.pid())?;
+    let begin = clock::ticks();
+    std::thread::sleep(Duration::from_millis(ms.max(IDLE_MS)));
+    let used = Process::cpu_ns(peer.pid())?.saturating_sub(before) as f64;
+    let passed = (clock::ticks() - begin) as f64 * 1e3 / clock::ticks_per_us() as f64;
+    Ok(Sample { figures: [(Figure::CpuPercent, used / passed * 100.0)].into(), full_share: None })
+}
+
+fn round_trips(guests: &mut [Guest], len: usize, ms: u64) -> Result<Sample> {
+    let mut there = Pattern::udp(number(0), &[number(1)], len, 1);
+    let mut back = Pattern::udp(number(1), &[number(0)], len, 1);
+    let (mut sinks, mut sources) = rings(guests);
+    let per_us = clock::ticks_per_us();
+    let end = clock::ticks() + ms * 1000 * per_us;
+    let mut taken = Vec::new();
+    while clock::ticks() < end || taken.is_empty() {
+        let begin = clock::ticks();
+        pass(sources[0], sinks[1], &mut there)?;
+        pass(sources[1], sinks[0], &mut back)?;
+        let now = clock::ticks();
+        taken.push(now - begin);
+        while clock::ticks() < now + PAUSE_US * per_us {
+            std::hint::spin_loop();
+        }
+    }
+    Ok(latencies(taken))
+}
+
+fn wake_ups(guests: &mut [Guest], len: usize, ms: u64) -> Result<Sample> {
+    let mut pattern = Pattern::udp(number(0), &[number(1)], len, 1);
+    let (mut sinks, mut sources) = rings(guests);
+    let end = clock::ticks() + ms * 1000 * clock::ticks_per_us();
+    let mut taken = Vec::new();
+    while clock::ticks() < end || taken.is_empty() {
+        std::thread::sleep(SILENCE);
+        let begin = clock::ticks();
+        pass(sources[0], sinks[1], &mut pattern)?;
+        taken.push(clock::ticks() - begin);
+    }
+    Ok(latencies(taken))
+}
+
+/// One frame, and waiting for it.
+fn pass(source: &mut TxQueue, sink: &mut RxQueue, pattern: &mut Pattern) -> Result<()> {
+    let deadline = clock::ticks() + LOST.as_micros() as u64 * clock::ticks_per_us();
+    while source.send_burst(1, |slot| pattern.fill(slot))? == 0 {
+        ensure!(clock::ticks() < deadline, "The switch takes no frame within {LOST:?}");
+    }
+    while sink.receive_burst(1, |_| ())? == 0 {
+        ensure!(clock::ticks() < deadline, "A lone frame did not arrive within {LOST:?}");
+        std::hint::spin_loop();
+    }
+    Ok(())
+}
+
+fn latencies(mut ticks: Vec<u64>) -> Sample {
+    ticks.sort_unstable();
+    let at = |percent: usize| {
+        let index = (ticks.len() * percent / 100).min(ticks.len() - 1);
+        ticks[index] as f64 / clock::ticks_per_us() as f64
+    };
+    let figures = [(Figure::P50Us, at(50)), (Figure::P99Us, at(99))];
+    Sample { figures: figures.into(), full_share: None }
+}
+
+/// Sends from each guest to its neighbour until that arrives: the switch has started its rings and
+/// knows where everybody is.
+///
+/// # Errors
+/// Nothing arrives.
+pub fn settle(guests: &mut [Guest]) -> Result<()> {
+    const LIMIT_S: u64 = 20;
+    let deadline = clock::ticks() + LIMIT_S * 1_000_000 * clock::ticks_per_us();
+    let (mut sinks, mut sources) = rings(guests);
+    for from in (0..sources.len()).chain([0]) {
+        let to = if from == 0 { 1 } else { 0 };
+        let mut pattern = Pattern::hello(number(from), number(to));
+        loop {
+            interrupt::check()?;
+            sources[from].send_burst(1, |slot| pattern.fill(slot))?;
+            sources[from].outstanding()?;
+            std::thread::sleep(Duration::from_millis(1));
+            if sinks[to].receive_burst(64, |_| ())? > 0 {
+                break;
+            }
+            if clock::ticks() > deadline {
+                bail!("Nothing arrives at guest {to} from guest {from} within {LIMIT_S} s");
+            }
+        }
+    }
+    // A switch that asks another thread of its own where to send them may still have some.
+    std::thread::sleep(SILENCE);
+    traffic::drain_all(&mut sources, &mut sinks)
+}
+
+/// Proves that what `guests` send each other arrives once, in order and byte for byte.
+///
+/// # Errors
+/// It does not: what got lost, doubled, reordered or corrupt.
+pub fn prove(guests: &mut [Guest], tso: bool) -> Result<()> {
+    let (mut sinks, mut sources) = rings(guests);
+    let others = 1..sources.len();
+    for (from, to) in others.clone().map(|n| (0, n)).chain(others.map(|n| (n, 0))) {
+        let (a, b) = (number(from), number(to));
+        let frames = if tso { PROOF_SUPER_FRAMES } else { PROOF_FRAMES };
+        prove_one_way(sources[from], sinks[to], &stamped(a, b, tso), frames)
+            .with_context(|| format!("Frames from guest {from} to guest {to}"))?;
+    }
+    Ok(())
+}
+
+/// As [`prove`], of the ideal loop.
+///
+/// # Errors
+/// As [`prove`].
+pub fn prove_ideal(ideal: &mut Ideal) -> Result<()> {
+    let patterns = stamped(number(0), number(1), false);
+    prove_one_way(&mut ideal.source, &mut ideal.sink, &patterns, PROOF_FRAMES)
+}
+
+/// Frames of several sizes to be stamped.
+fn stamped(from: u32, to: u32, tso: bool) -> Vec<Pattern> {
+    if tso {
+        return vec![Pattern::tso(from, to)];
+    }
+    [60, 61, 252, 1514].map(|len| Pattern::udp(from, &[to], len, 1)).into()
+}
+
+fn prove_one_way<S: Source, R: Sink>(
+    source: &mut S,
+    sink: &mut R,
+    patterns: &[Pattern],
+    frames: u64,
+) -> Result<()> {
+    let headers = patterns[0].headers();
+    // So few that the receiver has buffers for all of them, whatever their size.
+    let most = if patterns[0].len() > PAGE { 8 } else { 128 };
+    let mut ledger = Ledger::default();
+    let (mut sent, mut received) = (0, 0);
+    let mut bytes = Vec::new();
+    let mut deadline = clock::ticks() + LOST.as_micros() as u64 * clock::ticks_per_us();
+    while received < frames {
+        let burst = (most - (sent - received)).min(frames - sent) as usize;
+        let went = source.send_burst(burst, |slot| {
+            let pattern = &patterns[sent as usize % patterns.len()];
+            bytes.clear();
+            bytes.extend_from_slice(pattern.frame(0));
+            Stamp { flow: 1, sequence: sent }.fill(&mut bytes[headers..]);
+            slot.patch(0, &bytes);
+            slot.set_len(bytes.len());
+            slot.set_header(pattern.virtio());
+            sent += 1;
+        })?;
+        let mut came = 0;
+        sink.receive_burst(64, |frame| {
+            bytes.resize(frame.len(), 0);
+            frame.read(0, &mut bytes);
+            if traffic::is_hello(&bytes) {
+                return;
+            }
+            came += 1;
+            let payload = bytes.get(headers..).unwrap_or_default();
+            // Counted by the ledger; the verdict comes at the end.
+            let _ = ledger.enter(payload);
+        })?;
+        received += came;
+        if went > 0 || came > 0 {
+            deadline = clock::ticks() + LOST.as_micros() as u64 * clock::ticks_per_us();
+        } else if clock::ticks() > deadline {
+            break;
+        }
+    }
+    ensure!(
+        ledger.is_perfect(frames),
+        "Of {frames} frames {received} arrived, {} of them corrupt; {:?}",
+        ledger.corrupt(),
+        ledger.total()
+    );
+    Ok(())
+}
+
+/// Frames beyond this take several receive buffers.
+const PAGE: usize = 4096;

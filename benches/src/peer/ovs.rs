@@ -1,0 +1,202 @@
+//! Open vSwitch with its userspace datapath on DPDK, private: its own database, sockets and logs in
+//! one folder, which goes when it does. No service of the system is involved.
+//!
+//! OVS is the client of its ports' sockets, as its manual recommends, so our guests are the servers.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+use dataplane::testing::{Guest, GuestConfig, GuestListener};
+
+use super::program::{LIMIT, Service, find, output};
+use super::{Peer, Place, Setup, Work, number, socket};
+use crate::interrupt;
+use crate::rig::mac;
+
+/// The daemon with DPDK in it; Debian keeps it beside the one without.
+const DAEMON: &str = "/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk";
+const SCHEMA: &str = "/usr/share/openvswitch/vswitch.ovsschema";
+/// All that is needed.
+pub const PROGRAMS: &[&str] = &[DAEMON, SCHEMA, "ovsdb-tool", "ovsdb-server", "ovs-vsctl"];
+/// Hugepages that DPDK takes at its start, in MiB.
+const MEMORY_MIB: u32 = 512;
+const BRIDGE: &str = "br0";
+
+/// What tells OVS where a frame goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Actions {
+    /// It learns.
+    Normal,
+    /// A flow for each guest's address.
+    Explicit,
+}
+
+/// An OVS with its ports.
+pub struct Ovs {
+    // Ended in this order.
+    daemon: Service,
+    database: Service,
+    dir: PathBuf,
+    listeners: Vec<GuestListener>,
+}
+
+impl Ovs {
+    /// Starts it, and makes the ports.
+    pub fn start(setup: &Setup, place: &Place, actions: Actions) -> Result<Self> {
+        let dir = &place.dir;
+        output(command("ovsdb-tool", dir).arg("create").arg(dir.join("conf.db")).arg(SCHEMA))?;
+        let env = FOLDERS.map(|name| (name, dir.as_path()));
+        let start = |name, program: &str, args: Vec<OsString>| {
+            // Bridges are network devices, too: in a network namespace of their own nobody else
+            // sees them, and nobody talks to them.
+            let words = ["--net".into(), find(program).unwrap_or_else(|| program.into()).into()];
+            let args = words.into_iter().chain(args).collect();
+            let unshare = find("unshare").context("unshare, of util-linux, is not there")?;
+            Service::start(name, &unshare, args, &env, &[place.generator], None)
+        };
+        let socket_of_db = dir.join("db.sock");
+        let database = start(
+            "ovsdb-server",
+            "ovsdb-server",
+            vec![
+                dir.join("conf.db").into(),
+                format!("--remote=punix:{}", socket_of_db.display()).into(),
+                format!("--unixctl={}", dir.join("db.ctl").display()).into(),
+                "--no-chdir".into(),
+            ],
+        )?;
+        database.wait_until(|| socket_of_db.exists())?;
+        // Nobody applies it yet.
+        vsctl(dir, &["--no-wait", "init"])?;
+        let options = [
+            "dpdk-init=true".to_owned(),
+            format!("dpdk-socket-mem={MEMORY_MIB}"),
+            format!("dpdk-lcore-mask={:#x}", 1_u64 << place.generator),
+            format!("pmd-cpu-mask={:#x}", 1_u64 << place.core),
+            format!("userspace-tso-enable={}", setup.tso),
+            "dpdk-extra=\"--no-pci --in-memory\"".to_owned(),
+        ];
+        let options = options.map(|option| format!("other_config:{option}"));
+        let mut set = vec!["--no-wait", "set", "Open_vSwitch", "."];
+        set.extend(options.iter().map(String::as_str));
+        vsctl(dir, &set)?;
+
+        let daemon = start(
+            "ovs-vswitchd",
+            DAEMON,
+            vec![
+                format!("unix:{}", socket_of_db.display()).into(),
+                format!("--unixctl={}", control(dir).display()).into(),
+                "--no-chdir".into(),
+            ],
+        )?;
+        let mut ovs = Self { daemon, database, dir: dir.clone(), listeners: Vec::new() };
+        ovs.daemon.wait_until(|| control(dir).exists())?;
+        ovs.add_ports(setup, actions)
+            .with_context(|| format!("OVS says:\n{}", ovs.daemon.tail()))?;
+        Ok(ovs)
+    }
+
+    fn add_ports(&mut self, setup: &Setup, actions: Actions) -> Result<()> {
+        let dir = self.dir.clone();
+        let type_of_bridge = ["--", "set", "bridge", BRIDGE, "datapath_type=netdev"];
+        vsctl(&dir, &[["add-br", BRIDGE].as_slice(), &type_of_bridge].concat())?;
+        // All in one transaction, which is what OVS is quickest at.
+        let mut words = Vec::new();
+        for port in 0..setup.ports {
+            let path = socket(&dir, port);
+            self.listeners.push(GuestListener::bind(&path)?);
+            let name = format!("g{port}");
+            let add = ["--", "add-port", BRIDGE, &name, "--", "set", "interface", &name];
+            words.extend(add.map(String::from));
+            words.push("type=dpdkvhostuserclient".to_owned());
+            words.push(format!("ofport_request={}", number(port)));
+            words.push(format!("options:vhost-server-path={}", path.display()));
+        }
+        let words: Vec<_> = words.iter().map(String::as_str).collect();
+        vsctl(&dir, &words)?;
+        if actions == Actions::Explicit {
+            let target = format!("unix:{}", dir.join(format!("{BRIDGE}.mgmt")).display());
+            output(command("ovs-ofctl", &dir).args(["del-flows", &target]))?;
+            for port in 0..setup.active {
+                let n = number(port);
+                let flow = format!("dl_dst={},actions=output:{n}", mac(n));
+                output(command("ovs-ofctl", &dir).args(["add-flow", &target, &flow]))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Where OVS keeps its things, if it is told.
+const FOLDERS: [&str; 4] = ["OVS_RUNDIR", "OVS_DBDIR", "OVS_LOGDIR", "OVS_SYSCONFDIR"];
+
+fn control(dir: &Path) -> PathBuf {
+    dir.join("vs.ctl")
+}
+
+fn command(program: &str, dir: &Path) -> Command {
+    let mut command = Command::new(find(program).unwrap_or_else(|| program.into()));
+    command.envs(FOLDERS.map(|name| (name, dir)));
+    command
+}
+
+fn vsctl(dir: &Path, words: &[&str]) -> Result<String> {
+    interrupt::check()?;
+    let database = format!("--db=unix:{}", dir.join("db.sock").display());
+    let timeout = format!("--timeout={}", LIMIT.as_secs());
+    output(command("ovs-vsctl", dir).args([&database, &timeout]).args(words))
+}
+
+impl Peer for Ovs {
+    fn guest(&mut self, port: usize, config: GuestConfig) -> Result<Guest> {
+        let guest = self.listeners[port].accept(config, LIMIT);
+        guest.with_context(|| format!("OVS says:\n{}", self.daemon.tail()))
+    }
+
+    fn work(&mut self) -> Result<Option<Work>> {
+        let mut command = command("ovs-appctl", &self.dir);
+        command.arg("-t").arg(control(&self.dir)).arg("dpif-netdev/pmd-stats-show");
+        let shown = output(&mut command)?;
+        let work = work_of(&shown);
+        ensure!(work.is_some(), "OVS shows no work of a PMD thread:\n{shown}");
+        Ok(work)
+    }
+
+    fn pid(&self) -> u32 {
+        self.daemon.pid()
+    }
+
+    fn stop(self: Box<Self>) -> Result<()> {
+        self.daemon.stop()?;
+        self.database.stop()
+    }
+}
+
+/// Reads what `pmd-stats-show` prints of the first PMD thread.
+fn work_of(shown: &str) -> Option<Work> {
+    let (_, of_pmd) = shown.split_once("pmd thread")?;
+    let number = |name: &str| -> Option<u64> {
+        let line = of_pmd.lines().find_map(|line| line.trim().strip_prefix(name))?;
+        line.split_whitespace().next()?.parse().ok()
+    };
+    Some(Work { busy_ticks: number("processing cycles:")?, frames: number("packets received:")? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_work_of_the_pmd_thread_is_read_not_that_of_the_main_thread() {
+        let shown = "main thread:\n  packets received: 7\n\
+                     pmd thread numa_id 0 core_id 1:\n  packets received: 1000\n  \
+                     packet recirculations: 0\n  idle cycles: 190442255 (100.00%)\n  \
+                     processing cycles: 554000 (0.00%)\n  avg cycles per packet: 1.0 (9/1000)\n";
+        let work = work_of(shown).unwrap();
+        assert_eq!((work.frames, work.busy_ticks), (1000, 554_000));
+        assert!(work_of("main thread:\n  packets received: 7\n").is_none());
+    }
+}

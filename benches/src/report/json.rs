@@ -1,0 +1,65 @@
+//! All of a run as JSON: every sample of every round, and what it was measured on.
+
+use serde_json::{Value, json};
+
+use super::targets;
+use crate::machine::Machine;
+use crate::peer::PeerKind;
+use crate::results::Results;
+use crate::runner::Options;
+
+/// The run as a document.
+pub fn document(options: &Options, machine: &Machine, results: &Results) -> Value {
+    let rows: Vec<_> = results
+        .scenarios
+        .iter()
+        .map(|scenario| {
+            let cells: serde_json::Map<_, _> = results
+                .peers
+                .iter()
+                .map(|&peer| (peer.name().to_owned(), cell(results, scenario.name, peer)))
+                .collect();
+            json!({ "scenario": scenario, "switches": cells })
+        })
+        .collect();
+    let targets: Vec<_> = targets::ALL
+        .iter()
+        .map(|target| {
+            let finding = target.finding(results);
+            json!({
+                "name": target.name,
+                "demand": target.demand(),
+                "finding": finding,
+                "verdict": target.verdict(&finding),
+            })
+        })
+        .collect();
+    json!({
+        "machine": machine,
+        "rounds": options.rounds,
+        "window_ms": options.window_ms,
+        "core_round_trip_ns": results.core_round_trip_ns,
+        "scenarios": rows,
+        "targets": targets,
+    })
+}
+
+/// The samples stand here even where tables say 'generator-bound': with why.
+fn cell(results: &Results, name: &'static str, peer: PeerKind) -> Value {
+    let key = (name, peer);
+    let scenario = results.scenarios.iter().find(|scenario| scenario.name == name);
+    let figures = scenario.map_or([].as_slice(), |scenario| scenario.figures());
+    let figures: Vec<_> = figures
+        .iter()
+        .map(|&figure| {
+            let samples: Vec<_> = results.samples(key, figure).into_values().collect();
+            json!({
+                "figure": figure,
+                "samples": samples,
+                "finding": results.figure(key, figure),
+                "slipwayd_over_it": results.ratio((name, PeerKind::Slipwayd), key, figure),
+            })
+        })
+        .collect();
+    json!({ "figures": figures, "ring_full_share": results.full_share(key) })
+}

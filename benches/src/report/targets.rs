@@ -1,0 +1,197 @@
+//! What is aimed at, each as a figure of one run.
+
+use crate::peer::PeerKind::{self, Ideal, Ovs, Slipwayd, Testpmd};
+use crate::results::{Finding, Results};
+use crate::scenario::Figure::{self, CpuPercent, Gbps, Mpps, P50Us, P99Us};
+use crate::stats::Rounds;
+
+/// What a target is about.
+#[derive(Debug, Clone, Copy)]
+enum Value {
+    /// A figure of ours, over another one.
+    Ratio(Figure, &'static str, &'static str, PeerKind),
+    /// A figure of ours.
+    Own(Figure, &'static str),
+    /// Of the first frame into a sleeping port: what it takes longer than one into a port in use,
+    /// which takes half a round trip.
+    WakeUp,
+}
+
+/// Which way is better.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Better {
+    More,
+    Less,
+}
+
+/// A target.
+#[derive(Debug, Clone, Copy)]
+pub struct Target {
+    /// In words.
+    pub name: &'static str,
+    value: Value,
+    better: Better,
+    /// What is required.
+    pub goal: f64,
+    /// What is hoped for.
+    pub stretch: f64,
+    /// Of both.
+    pub unit: &'static str,
+}
+
+/// Whether a target was met.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// Even what was hoped for
+    Stretch,
+    /// What was required
+    Met,
+    /// It was not
+    Missed,
+    /// Nothing can be said
+    Unknown,
+}
+
+impl Verdict {
+    /// For tables.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Stretch => "met, stretch",
+            Self::Met => "met",
+            Self::Missed => "MISSED",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+const fn ratio(
+    name: &'static str,
+    value: (Figure, &'static str, &'static str, PeerKind),
+    goal: f64,
+    stretch: f64,
+) -> Target {
+    let value = Value::Ratio(value.0, value.1, value.2, value.3);
+    Target { name, value, better: Better::More, goal, stretch, unit: "x" }
+}
+
+/// All of them.
+pub const ALL: &[Target] = &[
+    ratio("64 B over OVS", (Mpps, "64", "64", Ovs), 2.5, 3.5),
+    ratio("64 B over testpmd", (Mpps, "64", "64", Testpmd), 1.4, 1.8),
+    ratio("64 B over the ideal loop", (Mpps, "64", "64", Ideal), 0.85, 1.0),
+    ratio("1518 B over OVS, buffers hot", (Mpps, "1518", "1518", Ovs), 2.0, 2.5),
+    ratio("1518 B over OVS, buffers cold", (Mpps, "1518-cold", "1518-cold", Ovs), 1.4, 1.8),
+    ratio("64 KiB TSO over OVS", (Gbps, "tso", "tso", Ovs), 1.5, 2.5),
+    ratio("64 B packed over own split", (Mpps, "64-packed", "64", Slipwayd), 0.8, 1.0),
+    ratio("64 B at 400 ports over own at 2", (Mpps, "64-ports400", "64", Slipwayd), 0.95, 1.0),
+    ratio("64 B at 400 ports over OVS", (Mpps, "64-ports400", "64-ports400", Ovs), 20.0, 35.0),
+    ratio("1 to 8 over own 1 to 1", (Mpps, "64-fan8", "64", Slipwayd), 0.7, 0.9),
+    ratio("10,000 flows over own 1 flow", (Mpps, "64-flows", "64", Slipwayd), 0.85, 0.95),
+    Target {
+        better: Better::Less,
+        ..ratio(
+            "round trip at 400 ports over OVS at 2",
+            (P50Us, "rtt-ports400", "rtt", Ovs),
+            1.0,
+            0.7,
+        )
+    },
+    Target {
+        name: "CPU of an idle switch, 400 ports",
+        value: Value::Own(CpuPercent, "idle-ports400"),
+        better: Better::Less,
+        goal: 2.0,
+        stretch: 0.5,
+        unit: "%",
+    },
+    Target {
+        name: "first frame of a sleeping port, extra p99",
+        value: Value::WakeUp,
+        better: Better::Less,
+        goal: 100.0,
+        stretch: 30.0,
+        unit: "us",
+    },
+];
+
+impl Target {
+    /// What was measured of it.
+    pub fn finding(&self, results: &Results) -> Finding {
+        match self.value {
+            Value::Ratio(figure, of, to, peer) => results.ratio((of, Slipwayd), (to, peer), figure),
+            Value::Own(figure, of) => results.figure((of, Slipwayd), figure),
+            Value::WakeUp => {
+                let wake = results.samples(("wake-ports400", Slipwayd), P99Us);
+                let trip = results.samples(("rtt-ports400", Slipwayd), P50Us);
+                let extra = |(round, us): (&usize, &f64)| Some(us - trip.get(round)? / 2.0);
+                let extras: Vec<_> = wake.iter().filter_map(extra).collect();
+                if extras.is_empty() {
+                    return Finding::Missing("not measured".to_owned());
+                }
+                Finding::Measured(Rounds::of(extras))
+            }
+        }
+    }
+
+    /// Whether `finding` meets it.
+    pub fn verdict(&self, finding: &Finding) -> Verdict {
+        let Some(rounds) = finding.rounds() else { return Verdict::Unknown };
+        let reaches = |goal| match self.better {
+            Better::More => rounds.median >= goal,
+            Better::Less => rounds.median <= goal,
+        };
+        match finding {
+            _ if reaches(self.stretch) => Verdict::Stretch,
+            _ if reaches(self.goal) => Verdict::Met,
+            // It is at least this: a faster generator might show it to be met.
+            Finding::AtLeast(_) => Verdict::Unknown,
+            _ => Verdict::Missed,
+        }
+    }
+
+    /// What is required, e.g. `>= 2.5 x`.
+    pub fn demand(&self) -> String {
+        let sign = if self.better == Better::More { ">=" } else { "<=" };
+        format!("{sign} {} {} ({})", self.goal, self.unit, self.stretch)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::results::tests::results;
+    use crate::scenario;
+
+    #[test]
+    fn every_target_names_scenarios_that_there_are() {
+        let names: Vec<_> = scenario::all().iter().map(|scenario| scenario.name).collect();
+        for target in ALL {
+            let (of, to) = match target.value {
+                Value::Ratio(_, of, to, _) => (of, to),
+                Value::Own(_, of) => (of, of),
+                Value::WakeUp => ("wake-ports400", "rtt-ports400"),
+            };
+            assert!(names.contains(&of) && names.contains(&to), "{}", target.name);
+        }
+    }
+
+    #[test]
+    fn a_median_on_the_right_side_meets_a_target() {
+        let (target, finding) = (ALL[0], ALL[0].finding(&results(1.0, 1.0)));
+        assert_eq!(target.verdict(&finding), Verdict::Met);
+        assert_eq!(Target { goal: 3.1, ..target }.verdict(&finding), Verdict::Missed);
+        assert_eq!(Target { stretch: 3.0, ..target }.verdict(&finding), Verdict::Stretch);
+        let less = Target { better: Better::Less, goal: 3.1, stretch: 2.0, ..target };
+        assert_eq!(less.verdict(&finding), Verdict::Met);
+    }
+
+    #[test]
+    fn what_the_generator_bounds_may_meet_a_target_and_never_misses_it() {
+        let finding = ALL[0].finding(&results(0.1, 1.0));
+        assert_eq!(ALL[0].verdict(&finding), Verdict::Met);
+        assert_eq!(Target { goal: 3.1, ..ALL[0] }.verdict(&finding), Verdict::Unknown);
+        let missing = ALL[1].finding(&results(1.0, 1.0));
+        assert_eq!(ALL[1].verdict(&missing), Verdict::Unknown);
+    }
+}

@@ -1,0 +1,40 @@
+//! `cargo xtask bench`: comparisons, each a program of the package `benches`.
+//!
+//! Installs what is compared with and builds in release first, so that nothing of that runs beside a
+//! measurement.
+
+use std::process::Command;
+
+use anyhow::{Result, bail};
+use clap::{Args, Subcommand};
+
+use crate::command::{self, Ending};
+use crate::{peers, workspace};
+
+/// What to compare
+#[derive(Subcommand)]
+pub enum What {
+    /// slipwayd, OVS-DPDK, testpmd and an ideal loop: throughput, latency, CPU
+    Switch(Arguments),
+}
+
+/// Arguments of `cargo xtask bench switch`
+#[derive(Args)]
+pub struct Arguments {
+    /// Passed on, e.g. `--rounds 9 --only 64,1518`; `--help` after `--` shows them all
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    rest: Vec<String>,
+}
+
+/// Runs `cargo xtask bench`.
+pub fn main(what: &What) -> Result<()> {
+    let What::Switch(arguments) = what;
+    let testpmd = peers::ensure()?;
+    let programs = workspace::build(&[("dataplane", "slipwayd"), ("benches", "bench-switch")])?;
+    let mut bench = Command::new(programs.join("bench-switch"));
+    bench.arg("--testpmd").arg(testpmd).args(&arguments.rest);
+    if !command::status(&mut bench, Ending::Firm)?.success() {
+        bail!("The comparison failed; see above");
+    }
+    Ok(())
+}
