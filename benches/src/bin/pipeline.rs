@@ -1,7 +1,11 @@
 //! One burst after the other through a pipeline without threads: what callgrind counts.
 //!
-//! `cargo xtask bench instructions` runs this below valgrind, which collects inside of the pipeline
-//! only: `Worker::run`, and what it calls. Guests fill and empty their rings outside of it.
+//! ```sh
+//! cargo build --release -p benches --bin pipeline
+//! valgrind --tool=callgrind --toggle-collect='*Worker*run*' target/release/pipeline --frames 32000
+//! ```
+//! prints the instructions spent inside of the pipeline, `Worker::run` and what it calls, on all frames
+//! together. Guests fill and empty their rings outside of it. The count repeats exactly.
 
 use std::process::ExitCode;
 
