@@ -250,6 +250,8 @@ fn setups_that_cannot_be_are_refused_by_name() {
         Ring::new(&setup, &rig.map, Direction::Transmit).map(|_| ()).unwrap_err()
     };
     assert_eq!(start(&|s| s.base = 8), SetupError::Base { base: 8, size: SIZE });
+    let as_split = |s: &mut RingSetup| (s.features, s.base) = (0, 0x1_0000);
+    assert_eq!(start(&as_split), SetupError::Base { base: 0x1_0000, size: SIZE });
     assert_eq!(start(&|s| s.size = 0), SetupError::Size(0));
     assert_eq!(start(&|s| s.size = 32_769), SetupError::Size(32_769));
     let areas: [fn(&mut RingSetup) -> &mut u64; 3] =

@@ -119,7 +119,7 @@ impl Ring {
         self.running
     }
 
-    /// The next available index, as far as is known.
+    /// Where the ring stands, as far as is known: what [`RingSetup::base`] is made of.
     pub fn stands_at(&self) -> u32 {
         self.stands_at
     }
@@ -158,7 +158,8 @@ impl Ring {
         Ok(())
     }
 
-    /// SET_VRING_BASE.
+    /// SET_VRING_BASE. Whether there is such a place depends on the layout of the ring: whoever starts it
+    /// looks.
     pub fn set_base(&mut self, base: u32) -> Result<(), SetupError> {
         let index = self.index;
         if self.running {

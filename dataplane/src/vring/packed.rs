@@ -298,12 +298,9 @@ impl PackedRing {
         }
     }
 
-    /// Asks the guest to kick, then looks once more. `Ok(true)`: there is work already, the ring
-    /// was not armed.
-    ///
-    /// # Errors
-    /// None today; as for a split ring.
-    pub fn arm(&mut self) -> Result<bool, RingFault> {
+    /// Asks the guest to kick, then looks once more. `true`: there is work already, the ring was not
+    /// armed.
+    pub fn arm(&self) -> bool {
         match self.event_idx {
             true => self.ask(self.next.to_bits(), EVENTS_AT),
             false => self.ask(0, EVENTS_ON),
@@ -315,7 +312,7 @@ impl PackedRing {
         if has_work {
             self.disarm();
         }
-        Ok(has_work)
+        has_work
     }
 
     /// Polled again: no more kicks.

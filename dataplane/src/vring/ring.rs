@@ -73,7 +73,7 @@ impl Ring {
     pub fn arm(&mut self) -> Result<bool, RingFault> {
         match self {
             Self::Split(ring) => ring.arm(),
-            Self::Packed(ring) => ring.arm(),
+            Self::Packed(ring) => Ok(ring.arm()),
         }
     }
 
