@@ -436,6 +436,15 @@ mod tests {
     }
 
     #[test]
+    fn authentication_header_is_ipv4s_protocol_and_what_it_protects_is_not_read() {
+        // RFC 4302, section 2: next header TCP, 24 bytes in all, then ports.
+        let header = [6, 4, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9, 9];
+        let parsed = parse_whole(&ipv4(51, 0, &[&header[..], &[0, 53, 0, 54]].concat()));
+        let key = parsed.expect("valid").key;
+        assert_eq!((key.protocol, key.src_port, key.dst_port), (51, 0, 0));
+    }
+
+    #[test]
     fn fragments_of_one_datagram_hash_alike_and_have_ports_only_in_the_first() {
         let payload = [0, 53, 0, 54, 0, 99, 0, 0];
         let first = parse_whole(&ipv4(17, 0x2000, &payload)).expect("valid");
