@@ -116,6 +116,6 @@ impl Net {
             reports: &self.reports,
             pmd: &self.pmd,
         };
-        Ok(self.worker.run(&burst, live)?)
+        Ok(self.worker.run(&burst, live, u32::MAX)?.frames)
     }
 }

@@ -40,6 +40,8 @@ const MAX_PMDS: usize = 128;
 const MAX_FDB_ENTRIES: u32 = 1 << 20;
 /// The most ports; each needs some seven file descriptors.
 const MAX_PORTS: u32 = 65_536;
+/// The most bytes that a vring may be ahead of others: some 100 µs of copying.
+const MAX_QUANTUM_BYTES: u32 = 1 << 20;
 /// The longest a PMD may spin without work, in microseconds: ten seconds.
 const MAX_IDLE_US: u32 = 10_000_000;
 /// The longest time-out of the vhost-user protocol, in milliseconds: a minute.
@@ -106,6 +108,8 @@ pub struct PmdConfig {
     pub cores: Vec<usize>,
     /// Frames taken from a vring at once.
     pub burst_frames: u16,
+    /// Bytes that a vring may send while others wait, before it is their turn to send as many.
+    pub quantum_bytes: u32,
     /// How long a vring is polled without a frame before its guest is asked to kick instead, and so
     /// a PMD without work before it sleeps, in microseconds; 0 never.
     pub idle_before_sleep_us: u32,
@@ -116,7 +120,13 @@ pub struct PmdConfig {
 
 impl Default for PmdConfig {
     fn default() -> Self {
-        Self { cores: vec![1], burst_frames: 32, idle_before_sleep_us: 200, kick_check_us: 25 }
+        Self {
+            cores: vec![1],
+            burst_frames: 32,
+            quantum_bytes: 48_576,
+            idle_before_sleep_us: 200,
+            kick_check_us: 25,
+        }
     }
 }
 
@@ -387,6 +397,8 @@ impl PmdConfig {
             ));
         }
         within("pmd.burst_frames", self.burst_frames, 1, MAX_BURST_FRAMES, "32 is usual")?;
+        let quantum = self.quantum_bytes;
+        within("pmd.quantum_bytes", quantum, 64, MAX_QUANTUM_BYTES, "48576 is the default")?;
         let sleep = self.idle_before_sleep_us;
         within("pmd.idle_before_sleep_us", sleep, 0, MAX_IDLE_US, "200 is usual, 0 never sleeps")?;
         within("pmd.kick_check_us", self.kick_check_us, 0, MAX_IDLE_US, "25 is usual")

@@ -62,6 +62,7 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         cores: config.pmd.cores.clone(),
         pmd: PmdConfig {
             burst_frames: config.pmd.burst_frames,
+            quantum_bytes: config.pmd.quantum_bytes,
             idle_before_sleep_us: config.pmd.idle_before_sleep_us,
             kick_check_us: config.pmd.kick_check_us,
         },

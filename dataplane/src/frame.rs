@@ -102,13 +102,24 @@ pub struct Batch<'m> {
     pub frames: ArrayVec<Frame<'m>, BURST>,
     /// Further segments of frames that have them.
     pub more: ArrayVec<GuestSlice<'m>, MORE>,
+    /// Bytes that the burst is charged with: those of its frames, short ones counted as the
+    /// shortest that Ethernet has.
+    pub charged_bytes: u32,
 }
 
 impl<'m> Batch<'m> {
     /// An empty batch.
     #[inline]
     pub fn new() -> Self {
-        Self { frames: ArrayVec::new(), more: ArrayVec::new() }
+        Self { frames: ArrayVec::new(), more: ArrayVec::new(), charged_bytes: 0 }
+    }
+
+    /// Adds a frame that counts as `bytes`; returns how many the burst has now. There is room.
+    #[inline]
+    pub fn add(&mut self, frame: Frame<'m>, bytes: u32) -> u32 {
+        self.frames.push(frame);
+        self.charged_bytes = self.charged_bytes.saturating_add(bytes);
+        self.charged_bytes
     }
 
     /// The parts of `frame` that lie in guest memory, in order.

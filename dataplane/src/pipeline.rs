@@ -31,6 +31,7 @@ use crate::stats::{DropReason, Egress, Ingress, PmdCounters};
 use crate::tables::{Tables, UnknownUnicast};
 use crate::vhost::mem::GuestSlice;
 use crate::vring::rx::{Fill, IN_ONE_BUFFER, Refusal};
+use crate::vring::tx::Limit;
 use crate::vring::{BURST, RingFault, VNET_HDR};
 use crate::wire::{VirtioNetHdr, ethernet};
 
@@ -96,6 +97,15 @@ struct Routes {
     answers: Frames,
 }
 
+/// What a turn took from a transmit ring.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Taken {
+    /// How many frames the guest had.
+    pub frames: u32,
+    /// What they count for where rings share a PMD ([`Batch::charged_bytes`]).
+    pub charged_bytes: u32,
+}
+
 /// Frames of a burst for one egress vring.
 #[derive(Debug)]
 struct Bin {
@@ -149,20 +159,26 @@ impl Worker {
         self.now_s = now_s;
     }
 
-    /// Runs one burst to completion. Returns how many frames the guest had.
+    /// Runs one burst of at most `max_bytes`, the frame that reaches them included, to completion.
     ///
     /// # Errors
     /// The guest's ring is broken. The frames taken before the fault were dealt with.
-    pub fn run(&mut self, burst: &Burst<'_>, live: &mut LiveRing) -> Result<u32, RingFault> {
+    pub fn run(
+        &mut self,
+        burst: &Burst<'_>,
+        live: &mut LiveRing,
+        max_bytes: u32,
+    ) -> Result<Taken, RingFault> {
         if live.map.is_dead() {
             return Err(RingFault::MemoryLost);
         }
         let mut batch = Batch::new();
         let sender = live.abilities;
-        let taken = live.ring.pop(&live.map, &mut batch, &mut self.scratch, self.burst_frames);
+        let limit = Limit { frames: self.burst_frames, bytes: max_bytes };
+        let taken = live.ring.pop(&live.map, &mut batch, &mut self.scratch, limit);
         let n = batch.frames.len();
         if n == 0 {
-            return taken.map(|()| 0);
+            return taken.map(|()| Taken::default());
         }
         burst.counters.received_frames.add(n as u64);
         burst.counters.in_hand.set(n as u64);
@@ -173,7 +189,8 @@ impl Worker {
 
         let given_back = live.ring.complete(&batch);
         burst.counters.in_hand.set(0);
-        taken.and(given_back).map(|()| n as u32)
+        let charged_bytes = batch.charged_bytes;
+        taken.and(given_back).map(|()| Taken { frames: n as u32, charged_bytes })
     }
 
     /// Step 2: what becomes of each frame.

@@ -17,6 +17,7 @@ use dataplane::vhost::mem::GuestSlice;
 use dataplane::vring::chain::Direction;
 use dataplane::vring::ring::Ring;
 use dataplane::vring::rx::Refusal;
+use dataplane::vring::tx::Limit;
 use dataplane::vring::{BURST, MAX_FRAME_BYTES, MAX_SEGMENTS, MAX_SPREAD, VNET_HDR};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -111,7 +112,7 @@ impl Devices {
         let map = self.twins.map.clone();
         let theirs = &self.twins.theirs;
         let (mut batch, mut scratch) = (Batch::new(), [Scratch::EMPTY; BURST]);
-        self.ring.pop(&map, &mut batch, &mut scratch, max).unwrap();
+        self.ring.pop(&map, &mut batch, &mut scratch, Limit::frames(max)).unwrap();
 
         let waiting = self.twins.avail_idx.wrapping_sub(self.queue.next_avail());
         let n = batch.frames.len();

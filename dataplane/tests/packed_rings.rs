@@ -19,6 +19,7 @@ use dataplane::vring::chain::Direction;
 use dataplane::vring::ring::Ring;
 use dataplane::vring::rx::Refusal;
 use dataplane::vring::split::SetupError;
+use dataplane::vring::tx::Limit;
 use dataplane::vring::{BURST, MAX_SEGMENTS, MAX_SPREAD, RingFault, VNET_HDR};
 
 const SIZE: u16 = 8;
@@ -94,7 +95,8 @@ impl Rig {
     /// One burst taken: lengths of the frames, or why they were dropped.
     fn pop(&mut self) -> (Vec<Result<u32, DropReason>>, Result<(), RingFault>) {
         let (mut batch, mut scratch) = (Batch::new(), [Scratch::EMPTY; BURST]);
-        let outcome = self.ring.pop(&self.map, &mut batch, &mut scratch, BURST as u16);
+        let outcome =
+            self.ring.pop(&self.map, &mut batch, &mut scratch, Limit::frames(BURST as u16));
         let frames = batch.frames.iter().map(|frame| frame.drop.map_or(Ok(frame.len), Err));
         let frames = frames.collect();
         self.ring.complete(&batch).unwrap();

@@ -13,6 +13,7 @@ use dataplane::frame::{Batch, Scratch};
 use dataplane::port::cell::{RingCell, Slot};
 use dataplane::testing::{GuestConfig, LocalGuest, features};
 use dataplane::vring::BURST;
+use dataplane::vring::tx::Limit;
 
 const HANDOVERS: u64 = 2_000;
 const PAINT: u8 = 0xa5;
@@ -49,7 +50,9 @@ fn work(cell: &RingCell, turns: &Turns, stop: &AtomicBool) {
             && let Some(live) = slot.live()
         {
             let mut batch = Batch::new();
-            live.ring.pop(&live.map, &mut batch, &mut scratch, 4).expect("a sound ring");
+            live.ring
+                .pop(&live.map, &mut batch, &mut scratch, Limit::frames(4))
+                .expect("a sound ring");
             live.ring.complete(&batch).unwrap();
             live.ring.arm().expect("a sound ring");
             live.ring.disarm();

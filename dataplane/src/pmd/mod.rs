@@ -12,9 +12,11 @@
 //! idle ports cost the busy ones nothing. While there are polled rings the thread asks its epoll
 //! for kicks now and then; when there are none it sleeps in it, and uses no CPU at all.
 //!
-//! [`assign`] says which PMD polls which ring, [`mailbox`] tells it, [`run`] is the loop.
+//! [`assign`] says which PMD polls which ring, [`mailbox`] tells it, [`run`] is the loop, and [`fair`]
+//! keeps its rings from taking each other's share.
 
 pub mod assign;
+pub mod fair;
 pub mod mailbox;
 pub mod run;
 
@@ -42,6 +44,9 @@ use mailbox::Mailbox;
 pub struct PmdConfig {
     /// Frames taken from one ring before the next one's turn; at most [`crate::vring::BURST`].
     pub burst_frames: u16,
+    /// Bytes that each of several rings with frames takes before the others had as much, too; at
+    /// least 1.
+    pub quantum_bytes: u32,
     /// How long a ring is polled without a frame before it is armed, in microseconds;
     /// 0: it is always polled.
     pub idle_before_sleep_us: u32,
@@ -51,7 +56,12 @@ pub struct PmdConfig {
 
 impl Default for PmdConfig {
     fn default() -> Self {
-        Self { burst_frames: 32, idle_before_sleep_us: 200, kick_check_us: 25 }
+        Self {
+            burst_frames: 32,
+            quantum_bytes: 32 * 1518,
+            idle_before_sleep_us: 200,
+            kick_check_us: 25,
+        }
     }
 }
 

@@ -13,6 +13,7 @@ use crate::port::{Vport, ring_tag};
 use crate::stats::PmdCounters;
 use crate::tables::Tables;
 
+use super::fair::{Account, Fair};
 use super::mailbox::Mailbox;
 use super::{PmdConfig, Report, Shared};
 
@@ -25,6 +26,8 @@ struct Entry {
     last_work: u64,
     /// It is in `Loop::polled`.
     polled: bool,
+    /// How it stands beside the others.
+    account: Account,
 }
 
 /// State of one PMD thread.
@@ -38,6 +41,7 @@ pub struct Loop {
     epoll: Arc<Epoll>,
     counters: Arc<PmdCounters>,
     worker: Box<Worker>,
+    fair: Fair,
     /// Clock ticks without a frame before a ring is armed.
     idle_limit: u64,
     entries: Vec<Option<Entry>>,
@@ -65,7 +69,7 @@ enum Round {
 enum Turn {
     /// It had frames.
     Worked,
-    /// It had none.
+    /// It had none, or it is in debt.
     Idle,
     /// It had none for long, and its guest can not kick.
     Silent,
@@ -100,6 +104,7 @@ impl Loop {
             epoll,
             counters,
             worker,
+            fair: Fair::new(config.quantum_bytes),
             idle_limit,
             entries: Vec::new(),
             by_tag: HashMap::new(),
@@ -163,6 +168,7 @@ impl Loop {
                 }
             }
         }
+        self.fair.end_round();
         match (worked, waiting) {
             (true, _) => Round::Worked,
             (false, true) => Round::Idle,
@@ -172,6 +178,7 @@ impl Loop {
 
     fn turn(&mut self, slot: usize, now: u64) -> Turn {
         let Some(entry) = self.entries[slot].as_mut() else { return Turn::Gone };
+        let Some(max_bytes) = self.fair.turn(&mut entry.account) else { return Turn::Idle };
         let tx = &entry.vport.tx[usize::from(entry.queue)];
         // The control thread wants the ring: it will be empty, or back, at the next turn.
         let Some(mut slot) = tx.cell.enter() else { return Turn::Idle };
@@ -191,11 +198,12 @@ impl Loop {
             reports: &self.shared.reports,
             pmd: &self.counters,
         };
-        let outcome = self.worker.run(&burst, live).and_then(|frames| {
-            if frames > 0 {
+        let outcome = self.worker.run(&burst, live, max_bytes).and_then(|taken| {
+            if taken.frames > 0 {
                 entry.last_work = now;
+                self.fair.charge(&mut entry.account, taken.charged_bytes);
                 self.counters.bursts.add(1);
-                self.counters.frames.add(u64::from(frames));
+                self.counters.frames.add(u64::from(taken.frames));
                 return Ok(Turn::Worked);
             }
             if now.wrapping_sub(entry.last_work) < self.idle_limit {
@@ -221,8 +229,7 @@ impl Loop {
         while let Some(visit) = self.mailbox.take() {
             visited = true;
             let tag = ring_tag(visit.vport.id, visit.queue);
-            let entry =
-                Entry { vport: visit.vport, queue: visit.queue, last_work: now, polled: false };
+            let (vport, queue) = (visit.vport, visit.queue);
             let slot = match self.by_tag.get(&tag) {
                 Some(&slot) => slot,
                 None => {
@@ -234,8 +241,11 @@ impl Loop {
                 }
             };
             self.by_tag.insert(tag, slot);
-            let was_polled = self.entries[slot].as_ref().is_some_and(|old| old.polled);
-            self.entries[slot] = Some(Entry { polled: was_polled, ..entry });
+            let old = self.entries[slot].as_ref();
+            let polled = old.is_some_and(|old| old.polled);
+            // Debts stay: a guest could have its ring visited at will.
+            let account = old.map_or_else(Account::default, |old| old.account);
+            self.entries[slot] = Some(Entry { vport, queue, last_work: now, polled, account });
             self.poll_again(slot, now);
         }
         if visited {
@@ -308,3 +318,6 @@ impl Loop {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -284,6 +284,7 @@ mod tests {
     use super::*;
     use crate::frame::{Batch, Scratch};
     use crate::vring::ring::Ring;
+    use crate::vring::tx::Limit;
     use crate::vring::{BURST, VNET_HDR};
 
     const SIZE: u16 = 8;
@@ -301,7 +302,9 @@ mod tests {
     fn run(device: &mut Ring, map: &GuestMap) -> Vec<u8> {
         let mut scratch = [Scratch::EMPTY; BURST];
         let mut batch = Batch::new();
-        device.pop(map, &mut batch, &mut scratch, BURST as u16).expect("a sound ring");
+        device
+            .pop(map, &mut batch, &mut scratch, Limit::frames(BURST as u16))
+            .expect("a sound ring");
         device.complete(&batch).expect("our own eventfd");
         (0..batch.frames.len()).map(|at| scratch[at].head()[0]).collect()
     }

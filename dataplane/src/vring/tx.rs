@@ -19,11 +19,31 @@ use super::{BURST, MAX_FRAME_BYTES, MAX_SEGMENTS, RingFault, VNET_HDR};
 /// Ethernet header: the least a frame holds.
 const ETH_HDR: u32 = 14;
 
+/// What a chain counts against [`Limit::bytes`] at least: the shortest frame on a wire, without its
+/// check sequence (IEEE 802.3, clause 4A.4.2). A chain that can only be dropped costs work as well.
+const LEAST_CHARGE: u32 = 60;
+
+/// How much one burst takes at most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limit {
+    /// Frames; never more than [`BURST`].
+    pub frames: u16,
+    /// Bytes of frames; the frame that reaches or crosses it is the last.
+    pub bytes: u32,
+}
+
+impl Limit {
+    /// Up to `frames` frames of any length.
+    pub const fn frames(frames: u16) -> Self {
+        Self { frames, bytes: u32::MAX }
+    }
+}
+
 /// Descriptors of a packed ring that are prefetched ahead: two cache lines.
 const PREFETCH_AHEAD: u16 = 8;
 
 impl Ring {
-    /// Takes up to `max` frames (at most [`BURST`]) into `batch`, their heads into `scratch`.
+    /// Takes frames up to `limit` into `batch`, their heads into `scratch`.
     ///
     /// Every chain taken is in `batch`, also those that only can be dropped; the caller gives all
     /// of them back by [`Ring::complete`]. On a fault the frames before it are in `batch`.
@@ -35,11 +55,11 @@ impl Ring {
         map: &'m GuestMap,
         batch: &mut Batch<'m>,
         scratch: &mut [Scratch; BURST],
-        max: u16,
+        limit: Limit,
     ) -> Result<(), RingFault> {
         let outcome = match self {
-            Self::Split(ring) => ring.collect(map, batch, max),
-            Self::Packed(ring) => ring.collect(map, batch, max),
+            Self::Split(ring) => ring.collect(map, batch, limit),
+            Self::Packed(ring) => ring.collect(map, batch, limit),
         };
         for (frame, scratch) in batch.frames.iter_mut().zip(scratch) {
             copy_head(frame, &batch.more, scratch);
@@ -71,16 +91,16 @@ impl Ring {
 }
 
 impl PackedRing {
-    /// Takes up to `max` frames, whose heads are not copied yet.
+    /// Takes frames up to `limit`, whose heads are not copied yet.
     fn collect<'m>(
         &mut self,
         map: &'m GuestMap,
         batch: &mut Batch<'m>,
-        max: u16,
+        limit: Limit,
     ) -> Result<(), RingFault> {
         let mut ahead = 0;
         let mut outcome = Ok(());
-        for _ in 0..max.min(BURST as u16) {
+        for _ in 0..limit.frames.min(BURST as u16) {
             self.prefetch(ahead + PREFETCH_AHEAD);
             let Some((desc, id)) = self.peek(ahead) else { break };
             if desc.is_whole_chain(Direction::Transmit) && desc.len != 0 {
@@ -89,14 +109,18 @@ impl PackedRing {
                     break;
                 };
                 let frame = whole(id, body, batch.more.len() as u16);
-                batch.frames.push(frame);
                 ahead += 1;
+                if batch.add(frame, charge(&frame)) >= limit.bytes {
+                    break;
+                }
                 continue;
             }
             match self.locate_chain(map, ahead, batch) {
                 Ok(Some(frame)) => {
                     ahead += frame.slots;
-                    batch.frames.push(frame);
+                    if batch.add(frame, charge(&frame)) >= limit.bytes {
+                        break;
+                    }
                 }
                 Ok(None) => break,
                 Err(fault) => {
@@ -131,14 +155,14 @@ impl PackedRing {
 }
 
 impl SplitRing {
-    /// Takes up to `max` frames, whose heads are not copied yet.
+    /// Takes frames up to `limit`, whose heads are not copied yet.
     fn collect<'m>(
         &mut self,
         map: &'m GuestMap,
         batch: &mut Batch<'m>,
-        max: u16,
+        limit: Limit,
     ) -> Result<(), RingFault> {
-        let count = self.available(1)?.min(max).min(BURST as u16);
+        let count = self.available(1)?.min(limit.frames).min(BURST as u16);
         if count == 0 {
             return Ok(());
         }
@@ -167,11 +191,17 @@ impl SplitRing {
                     break;
                 };
                 let frame = whole(head, body, batch.more.len() as u16);
-                batch.frames.push(frame);
+                if batch.add(frame, charge(&frame)) >= limit.bytes {
+                    break;
+                }
                 continue;
             }
             match self.locate_chain(map, head, batch) {
-                Ok(Some(frame)) => batch.frames.push(frame),
+                Ok(Some(frame)) => {
+                    if batch.add(frame, charge(&frame)) >= limit.bytes {
+                        break;
+                    }
+                }
                 Ok(None) => break, // no room for its segments: the next burst takes it
                 Err(fault) => {
                     outcome = Err(fault);
@@ -212,6 +242,12 @@ fn whole(id: u16, body: GuestSlice<'_>, more: u16) -> Frame<'_> {
     body.prefetch(64);
     let (len, drop) = (body.len(), size_verdict(body.len()));
     Frame { desc_head: id, slots: 1, head_len: 0, len, body, more: (more, more), drop }
+}
+
+/// What a chain, of which nothing was copied yet, counts against [`Limit::bytes`].
+#[inline]
+fn charge(frame: &Frame<'_>) -> u32 {
+    frame.len.saturating_sub(VNET_HDR as u32).max(LEAST_CHARGE)
 }
 
 /// Keeps a buffer of a chain: the first apart from the others.

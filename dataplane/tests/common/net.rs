@@ -5,7 +5,7 @@ use std::sync::Arc;
 use dataplane::fdb::Fdb;
 use dataplane::flow::HashSeed;
 use dataplane::neighbour::Neighbours;
-use dataplane::pipeline::{Burst, Worker};
+use dataplane::pipeline::{Burst, Taken, Worker};
 use dataplane::pmd::{Report, Reports};
 use dataplane::port::cell::Slot;
 use dataplane::port::{PortId, Vport, VportRules};
@@ -130,12 +130,17 @@ impl Net {
         }
     }
 
-    /// One turn of a transmit ring, as a PMD thread gives it.
+    /// One turn of a transmit ring, as a PMD thread gives it when no other ring has frames.
     pub fn run_queue(&mut self, port: usize, queue: usize) -> Result<u32, RingFault> {
+        self.turn(port, queue, u32::MAX).map(|taken| taken.frames)
+    }
+
+    /// One turn of a transmit ring that takes frames until they are `max_bytes`.
+    pub fn turn(&mut self, port: usize, queue: usize, max_bytes: u32) -> Result<Taken, RingFault> {
         let vport = self.port(port);
         let tx = &vport.tx[queue];
         let mut slot = tx.cell.enter().expect("no one else wants the ring");
-        let Some(live) = slot.live() else { return Ok(0) };
+        let Some(live) = slot.live() else { return Ok(Taken::default()) };
         let burst = Burst {
             vport: &vport,
             counters: &tx.counters,
@@ -144,7 +149,7 @@ impl Net {
             reports: &self.reports,
             pmd: &self.pmd,
         };
-        self.worker.run(&burst, live).inspect_err(|&fault| {
+        self.worker.run(&burst, live, max_bytes).inspect_err(|&fault| {
             slot.break_with(fault);
         })
     }

@@ -12,6 +12,7 @@ use dataplane::vhost::mem::{GuestMap, GuestSlice};
 use dataplane::vring::chain::Direction;
 use dataplane::vring::ring::Ring;
 use dataplane::vring::rx::Refusal;
+use dataplane::vring::tx::Limit;
 use dataplane::vring::{BURST, RingFault, VNET_HDR};
 
 /// Regions: the rings; buffers, adjoining; a hole; tables.
@@ -82,7 +83,8 @@ impl Rig {
     /// One burst taken.
     pub fn pop(&mut self) -> (Vec<Taken>, Result<(), RingFault>) {
         let (mut batch, mut scratch) = (Batch::new(), [Scratch::EMPTY; BURST]);
-        let outcome = self.ring.pop(&self.map, &mut batch, &mut scratch, BURST as u16);
+        let outcome =
+            self.ring.pop(&self.map, &mut batch, &mut scratch, Limit::frames(BURST as u16));
         let frames = batch.frames.iter().zip(&scratch).map(|(frame, scratch)| {
             if let Some(reason) = frame.drop {
                 return Err(reason);
