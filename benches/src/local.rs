@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
+use dataplane::clock;
 use dataplane::fdb::Fdb;
 use dataplane::flow::HashSeed;
 use dataplane::neighbour::Neighbours;
@@ -42,6 +43,8 @@ impl Default for Net {
 impl Net {
     /// A switch with one segment and no port.
     pub fn new() -> Self {
+        // The clock measures its own rate when it is first asked; a PMD has asked before its first frame.
+        clock::ticks_per_us();
         let seed = HashSeed::new(42);
         let members = Vec::new();
         let segment =

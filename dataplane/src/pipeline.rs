@@ -12,6 +12,8 @@
 //! 5. give back the chains to the sender, published once         vring::tx
 //! ```
 //!
+//! Some bursts are measured, stage by stage: [`crate::stats::stages`].
+//!
 //! Nothing here allocates, locks another vring than the one it fills, or makes a system call,
 //! besides telling a guest that asked for it that buffers were used.
 
@@ -27,6 +29,7 @@ use crate::port::cell::LiveRing;
 use crate::port::{PortId, Vport};
 use crate::software::Software;
 use crate::spoof;
+use crate::stats::stages::{Sampler, Stage};
 use crate::stats::{DropReason, Egress, Ingress, PmdCounters};
 use crate::tables::{Tables, UnknownUnicast};
 use crate::vhost::mem::GuestSlice;
@@ -79,6 +82,7 @@ pub struct Worker {
     /// Why a frame was not forwarded, or nothing: at least one copy of it was.
     fates: [Option<DropReason>; BURST],
     software: Software,
+    sampler: Sampler,
     hash_seed: HashSeed,
     burst_frames: u16,
     now_s: u32,
@@ -103,6 +107,7 @@ impl Worker {
             plain: 0,
             fates: [None; BURST],
             software: Software::new(),
+            sampler: Sampler::default(),
             hash_seed,
             burst_frames: burst_frames.clamp(1, BURST as u16),
             now_s: 0,
@@ -124,20 +129,27 @@ impl Worker {
         }
         let mut batch = Batch::new();
         let sender = live.abilities;
+        let mut watch = self.sampler.begin();
         let taken = live.ring.pop(&live.map, &mut batch, &mut self.scratch, self.burst_frames);
+        watch.lap(Stage::Take);
         let n = batch.frames.len();
         if n == 0 {
+            watch.end(0, &burst.pmd.stages);
             return taken.map(|()| 0);
         }
         burst.counters.received_frames.add(n as u64);
         burst.counters.in_hand.set(n as u64);
 
         self.judge(burst, &mut batch, sender);
+        watch.lap(Stage::Judge);
         self.forward(burst, &batch);
+        watch.lap(Stage::Deliver);
         self.account(burst, &batch);
 
         let given_back = live.ring.complete(&batch);
         burst.counters.in_hand.set(0);
+        watch.lap(Stage::Settle);
+        watch.end(n, &burst.pmd.stages);
         taken.and(given_back).map(|()| n as u32)
     }
 

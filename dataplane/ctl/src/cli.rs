@@ -336,9 +336,14 @@ pub struct StatsArgs {
     /// With --watch: stop after this many times
     #[arg(long, value_name = "N", requires = "watch")]
     pub count: Option<u64>,
-    /// Show PMD threads instead of ports
+    /// Show PMD threads instead of ports: what they did within an interval, and what a frame cost in
+    /// each stage of the pipeline, by bursts that were sampled
     #[arg(long)]
     pub pmd: bool,
+    /// With --pmd and without --watch: how long to look
+    #[arg(long, value_name = "SECONDS", requires = "pmd", conflicts_with = "watch",
+          default_value = "1", value_parser = parse_interval)]
+    pub interval: std::time::Duration,
 }
 
 /// `slipwayctl explain ...`

@@ -73,7 +73,7 @@ pub async fn run(cli: Cli, stream: &mut dyn Write, is_terminal: bool) -> Result<
                 watch::pmds(&client, interval, args.count, &mut out).await
             }
             Some(interval) => watch::ports(&client, interval, args.count, &mut out).await,
-            None if args.pmd => out.answer(&client.pmds().await?, tables::pmds),
+            None if args.pmd => watch::pmds(&client, args.interval, Some(1), &mut out).await,
             None => out.answer(&client.stats().await?, tables::stats),
         },
         Command::Explain(args) => {

@@ -224,7 +224,15 @@ fn counters_are_shown_with_drops_by_reason() {
     rig.text("port add vm1");
     assert_eq!(rig.text("stats"), STATS);
     rig.switch.connect("vm1");
-    assert_eq!(rig.text("stats --pmd"), PMD_STATS);
+    let text = rig.text("stats --pmd --interval 0.01");
+    let lines: Vec<Vec<_>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+    let [heads, row, blank, ..] = &lines[..] else { panic!("{text}") };
+    assert_eq!((heads[2], heads[4], row[2], blank.len()), ("POLLED", "BUSY", "1", 0), "{text}");
+    assert_eq!((row[13], row[16]), ("20.0", "vm1:1"), "{text}");
+    assert!(text.ends_with(PMD_COSTS), "{text}");
+    let rates = rig.json("--json stats --pmd --interval 0.01");
+    assert_eq!(rates["pmds"][0]["cycles_per_frame"]["stages"]["deliver"], 50.0);
+    assert_eq!(rates["pmds"][0]["ns_per_frame"]["total"], 75.0);
 }
 
 const STATS: &str = "\
@@ -240,9 +248,9 @@ PORT  RING FAULT  TIMES
 vm1   avail_jump      1
 ";
 
-const PMD_STATS: &str = "\
-PMD  CORE    BUSY  CYCLES/FRAME  FRAMES/BURST  FRAMES  SLEEPS  WAKEUPS  VRINGS
-  0     1  75.0 %         150.0          20.0   20000       2        1  vm1:1
+const PMD_COSTS: &str = "
+PMD  NS/FRAME  CYCLES/FRAME  TAKE  JUDGE  DELIVER  SETTLE  OTHER  CYCLES/EMPTY LOOK
+  0      75.0         150.0  30.0   40.0     50.0    20.0   10.0               40.0
 ";
 
 #[test]
