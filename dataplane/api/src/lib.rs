@@ -29,6 +29,7 @@ mod error;
 mod explain;
 mod fdb;
 mod mac;
+mod policy;
 mod port;
 mod stats;
 mod vni;
@@ -46,6 +47,10 @@ pub use fdb::{
     StaticEntrySpec,
 };
 pub use mac::{Mac, MacError};
+pub use policy::{
+    IpVersion, MAX_POLICY_RULES, Policy, PolicyAction, PolicyDirection, PolicyRule,
+    PolicyTextError, PortRange, Protocol,
+};
 pub use port::{
     AppliedPortSpec, Created, Difference, Direction, LinkState, MAX_ADDRESSES, MAX_MAC_QUOTA,
     MAX_NAME_BYTES, MAX_QUEUE_PAIRS, MAX_SOCKET_PATH_BYTES, MIN_MTU_BYTES, MemoryRegion, Port,
