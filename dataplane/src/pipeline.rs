@@ -5,9 +5,9 @@
 //! ```text
 //! 1. take     chains from the guest, heads copied to scratch    vring::tx   truncated, too long ...
 //! 2. judge    each frame by the copy of its head:
-//!             anti-spoof, neighbours, learning, FDB             judge()     spoofed, no route ...
+//!             anti-spoof, policy, neighbours, learning, FDB     judge()     spoofed, no route ...
 //! 3. deliver  frames grouped by egress vring, each vring
-//!             entered once: offload, copy, publish              deliver()   link down, ring full ...
+//!             entered once: policy, offload, copy, publish      deliver()   link down, ring full ...
 //! 4. account  conservation: received = forwarded + answered + drops
 //! 5. give back the chains to the sender, published once         vring::tx
 //! ```
@@ -25,6 +25,8 @@ use crate::frame::{Batch, Frame, Scratch};
 use crate::neighbour::{self, Answer};
 use crate::offload::{self, Abilities, Action, Offload, OffloadError};
 use crate::pmd::{Report, Reports};
+use crate::policy::cache::VerdictCache;
+use crate::policy::{Direction, Guard};
 use crate::port::cell::LiveRing;
 use crate::port::{PortId, Vport};
 use crate::software::Software;
@@ -82,6 +84,7 @@ pub struct Worker {
     /// Why a frame was not forwarded, or nothing: at least one copy of it was.
     fates: [Option<DropReason>; BURST],
     software: Software,
+    verdicts: VerdictCache,
     sampler: Sampler,
     hash_seed: HashSeed,
     burst_frames: u16,
@@ -107,6 +110,7 @@ impl Worker {
             plain: 0,
             fates: [None; BURST],
             software: Software::new(),
+            verdicts: VerdictCache::new(hash_seed),
             sampler: Sampler::default(),
             hash_seed,
             burst_frames: burst_frames.clamp(1, BURST as u16),
@@ -157,15 +161,15 @@ impl Worker {
     fn judge(&mut self, burst: &Burst<'_>, batch: &mut Batch<'_>, sender: Abilities) {
         let mut bytes = 0;
         let mut memo = Memo::default();
+        let guard = burst.tables.policies.of(burst.vport.id);
         self.plain = !0;
         for (at, frame) in batch.frames.iter_mut().enumerate() {
             bytes += u64::from(frame.len);
             let judged = match frame.drop {
                 Some(reason) => Err(reason),
                 None => {
-                    let head = &self.scratch[at].head()[..usize::from(frame.head_len)];
-                    let asked = self.scratch[at].vnet();
-                    judge(burst, asked, head, frame.len, sender, self.now_s, &mut memo)
+                    let guard = guard.map(|guard| (guard, &mut self.verdicts));
+                    judge(burst, &self.scratch[at], frame, guard, sender, self.now_s, &mut memo)
                 }
             };
             let decision = match judged {
@@ -276,6 +280,17 @@ impl Worker {
         };
         burst.counters.copies.add(frames.len() as u64);
         rx.counters.offered_frames.add(frames.len() as u64);
+        let admitted;
+        let frames = match burst.tables.policies.of(vport.id) {
+            None => frames,
+            Some(guard) => {
+                admitted = self.admit(guard, batch, frames, &rx.counters);
+                &admitted
+            }
+        };
+        if frames.is_empty() {
+            return;
+        }
         let (tried, fault) = match slot.live().filter(|live| live.enabled) {
             None => (0, None),
             Some(live) if live.map.is_dead() => (0, Some(RingFault::MemoryLost)),
@@ -289,6 +304,29 @@ impl Worker {
             let vring = queue * 2;
             burst.reports.send(Report::Broken { port: vport.id, vring, fault });
         }
+    }
+
+    /// Those of `frames` that the policy of the receiver allows.
+    fn admit(
+        &mut self,
+        guard: Guard<'_>,
+        batch: &Batch<'_>,
+        frames: &[u8],
+        counters: &Egress,
+    ) -> ArrayVec<u8, BURST> {
+        let mut admitted = ArrayVec::new();
+        for &at in frames {
+            let frame = &batch.frames[usize::from(at)];
+            let head = &self.scratch[usize::from(at)].head()[..usize::from(frame.head_len)];
+            match guard.check(Direction::Ingress, head, frame.len, &mut self.verdicts) {
+                Ok(()) => admitted.push(at),
+                Err(reason) => {
+                    counters.drops.add(reason, 1);
+                    self.refuse(&[at], reason);
+                }
+            }
+        }
+        admitted
     }
 
     /// Fills the ring with `frames`; returns how many of them are dealt with, delivered or dropped,
@@ -394,7 +432,7 @@ impl Worker {
     }
 }
 
-/// Step 2 for one frame, of which `head` is the copy that is judged: the stages in order, each with
+/// Step 2 for one frame, of which `scratch` has the copy that is judged: the stages in order, each with
 /// its own reasons to drop.
 ///
 /// # Errors
@@ -402,16 +440,20 @@ impl Worker {
 #[inline]
 fn judge(
     burst: &Burst<'_>,
-    asked: &[u8; VNET_HDR],
-    head: &[u8],
-    frame_len: u32,
+    scratch: &Scratch,
+    frame: &Frame<'_>,
+    guard: Option<(Guard<'_>, &mut VerdictCache)>,
     sender: Abilities,
     now_s: u32,
     memo: &mut Memo,
 ) -> Result<(Offload, Decision), DropReason> {
+    let (head, frame_len) = (&scratch.head()[..usize::from(frame.head_len)], frame.len);
     let l2 = flow::l2(head, frame_len).map_err(|_| DropReason::Malformed)?;
-    let offload = check_offload(burst.vport, asked, head, frame_len, sender)?;
+    let offload = check_offload(burst.vport, scratch.vnet(), head, frame_len, sender)?;
     anti_spoof(burst.vport, &l2, head, frame_len)?;
+    if let Some((guard, verdicts)) = guard {
+        guard.check(Direction::Egress, head, frame_len, verdicts)?;
+    }
     let answer = neighbour::ask(&burst.tables.neighbours, burst.vport.place(), &l2, head)?;
     if memo.src != l2.src {
         learn(burst, &l2, now_s);
