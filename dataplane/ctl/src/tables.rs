@@ -67,6 +67,7 @@ pub fn port(port: &Port) -> String {
         ("Anti-spoof", yes_no(spec.anti_spoof).to_owned()),
         ("MTU", or_dash(spec.mtu.as_ref())),
         ("Addresses", addresses(port)),
+        ("Policy", policy(port)),
         ("Features", if port.features.is_empty() { "-".into() } else { port.features.join(" ") }),
     ];
     let mut text: String =
@@ -89,7 +90,27 @@ pub fn port(port: &Port) -> String {
         text.push('\n');
         text.push_str(&table(&[">RING", "WAY", ">SIZE", "STATE", "ENABLED", ">PMD"], rows, ""));
     }
+    if let Some(policy) = port.spec.policy.as_ref().filter(|policy| !policy.rules.is_empty()) {
+        let rows = policy.rules.iter().zip(1..).map(|(rule, number)| {
+            let number: u32 = number;
+            vec![number.to_string(), rule.to_string()]
+        });
+        text.push('\n');
+        text.push_str(&table(&[">RULE", "WHAT IT SAYS"], rows, ""));
+    }
     text
+}
+
+/// How many rules, and what becomes of the rest.
+pub fn policy(port: &Port) -> String {
+    port.spec.policy.as_ref().map_or_else(
+        || "-".to_owned(),
+        |policy| {
+            let (rules, from, to) =
+                (policy.rules.len(), policy.egress_default, policy.ingress_default);
+            format!("{rules} rules, then {from} from the guest, {to} to it")
+        },
+    )
 }
 
 fn learning(port: &Port) -> String {

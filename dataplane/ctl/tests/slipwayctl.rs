@@ -103,12 +103,48 @@ Learning     no
 Anti-spoof   yes
 MTU          1500
 Addresses    -
+Policy       -
 Features     VIRTIO_F_VERSION_1 VIRTIO_NET_F_MRG_RXBUF
 Memory       256 MiB at 0x0
 
 RING  WAY  SIZE  STATE    ENABLED  PMD
    0  rx    256  running  yes        0
    1  tx    256  running  yes        0
+";
+
+#[test]
+fn a_policy_is_set_shown_replaced_and_taken_off() {
+    let rig = Rig::start();
+    rig.text("port add vm1 --ingress-default allow");
+    assert_eq!(rig.json("--json port show vm1")["spec"]["policy"]["egress_default"], "deny");
+    let set = |words: &[&str]| {
+        let output = slipwayctl()
+            .env("SLIPWAY_SOCKET", &rig.socket)
+            .args(["port", "policy", "set", "vm1"])
+            .args(words)
+            .output()
+            .expect("slipwayctl runs");
+        let text = |bytes| String::from_utf8(bytes).expect("text");
+        (output.status.code(), text(output.stdout) + &text(output.stderr))
+    };
+    let rules = ["allow egress protocol tcp ports 80-90", "deny ingress remote 10.0.0.0/8"];
+    let (code, told) = set(&["--rule", rules[0], "--rule", rules[1]]);
+    assert_eq!(told, "Port vm1 has 2 rules, then deny from the guest, deny to it\n");
+    assert_eq!(code, Some(0));
+    let shown = rig.text("port show vm1");
+    assert!(shown.ends_with(POLICY_SHOW), "{shown}");
+    let (code, told) = set(&["--rule", "deny egress remote 10.0.0.1/8"]);
+    assert!(told.contains("policy.rules[0].remote") && told.contains("10.0.0.0/8"), "{told}");
+    assert_eq!(code, Some(1));
+    assert_eq!(set(&["--rule", "deny all"]).0, Some(2));
+    assert_eq!(rig.text("port policy del vm1"), "Port vm1 has no policy\n");
+    assert_eq!(rig.failure("port policy del vm1").0, 4);
+}
+
+const POLICY_SHOW: &str = "
+RULE  WHAT IT SAYS
+   1  allow egress protocol tcp ports 80-90
+   2  deny ingress remote 10.0.0.0/8
 ";
 
 #[test]

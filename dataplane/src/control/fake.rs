@@ -11,8 +11,8 @@ use std::{
 use slipway_api::{
     ApiError, Created, Decision, Direction, EgressStats, ErrorCode, ExplainReply, FdbEntry,
     FdbFilter, FdbKind, FdbList, Health, HealthStatus, IngressStats, LinkState, Mac, MemoryRegion,
-    Pmd, PmdList, PmdRing, Port, PortDefaults, PortList, PortSpec, PortStats, Ring, RingState,
-    Stage, StageSamples, StaticEntry, Stats, UnknownUnicast, Vni, VniList, VniSpec,
+    Pmd, PmdList, PmdRing, Policy, Port, PortDefaults, PortList, PortSpec, PortStats, Ring,
+    RingState, Stage, StageSamples, StaticEntry, Stats, UnknownUnicast, Vni, VniList, VniSpec,
 };
 
 use super::{Control, refusal};
@@ -129,6 +129,17 @@ impl PodPorts for FakeSwitch {
         let mut state = self.state();
         state.pods.remove(name);
         state.remove_port(name);
+    }
+
+    fn set_policy(
+        &self,
+        name: &str,
+        policy: Option<Policy>,
+    ) -> Result<(Port, Option<Policy>), ApiError> {
+        let mut state = self.state();
+        let port = state.ports.get_mut(name).ok_or_else(|| ApiError::not_found("port", name))?;
+        let before = std::mem::replace(&mut port.spec.policy, policy);
+        Ok((port.clone(), before))
     }
 
     fn pod_link(&self, name: &str) -> Option<LinkState> {
