@@ -3,11 +3,14 @@
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
+use dataplane::clock;
 use dataplane::fdb::Fdb;
 use dataplane::flow::HashSeed;
 use dataplane::neighbour::Neighbours;
 use dataplane::pipeline::{Burst, Worker};
 use dataplane::pmd::Reports;
+use dataplane::policy::Policies;
+use dataplane::policy::rules::Rules;
 use dataplane::port::cell::Slot;
 use dataplane::port::{PortId, Vport, VportRules};
 use dataplane::spoof::Bound;
@@ -15,6 +18,7 @@ use dataplane::stats::PmdCounters;
 use dataplane::tables::{Segment, Tables, UnknownUnicast};
 use dataplane::testing::{GuestConfig, LocalGuest};
 use dataplane::wire::Mac;
+use slipway_api::Policy;
 
 use crate::rig::mac;
 
@@ -42,6 +46,8 @@ impl Default for Net {
 impl Net {
     /// A switch with one segment and no port.
     pub fn new() -> Self {
+        // The clock measures its own rate when it is first asked; a PMD has asked before its first frame.
+        clock::ticks_per_us();
         let seed = HashSeed::new(42);
         let members = Vec::new();
         let segment =
@@ -51,6 +57,7 @@ impl Net {
                 ports: Vec::new(),
                 segments: vec![Some(segment)],
                 neighbours: Neighbours::default(),
+                policies: Policies::default(),
             },
             fdb: Fdb::new(1 << 14, seed),
             reports: Reports::new(4096),
@@ -97,6 +104,12 @@ impl Net {
         self.tables.ports.push(Some(Arc::new(vport)));
         self.guests.push(guest);
         Ok(())
+    }
+
+    /// Gives every port these rules.
+    pub fn set_policy(&mut self, policy: &Policy) {
+        let rules = self.guests.iter().map(|_| Some(Arc::new(Rules::new(policy)))).collect();
+        self.tables.policies = self.tables.policies.next(rules);
     }
 
     /// Takes one burst from the guest of `port` and forwards it; returns how many frames it had.

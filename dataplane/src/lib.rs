@@ -25,7 +25,7 @@
 //! ([`port::cell`]), which a PMD enters once per burst.
 //!
 //! # Modules
-//! [`wire`], [`flow`], [`spoof`], [`neighbour`], [`offload`] and [`fdb`] know neither threads nor file descriptors.
+//! [`wire`], [`flow`], [`spoof`], [`neighbour`], [`policy`], [`offload`] and [`fdb`] know neither threads nor file descriptors.
 //! [`vhost::mem`] is the only way to a guest's bytes. `unsafe` is there, in [`vhost::sigbus`] and
 //! [`vhost::unblock`] (signal handlers), in [`vhost::stream`] (descriptors arrive as numbers), in
 //! [`gateway::interface`] (ioctls), and in the memory of `testing`'s guest; nowhere else. Only [`clock`] reads time. [`stats`] says what is counted,
@@ -50,6 +50,7 @@ pub mod neighbour;
 pub mod offload;
 pub mod pipeline;
 pub mod pmd;
+pub mod policy;
 pub mod port;
 pub mod software;
 pub mod spoof;

@@ -5,35 +5,44 @@
 //! ```text
 //! 1. take     chains from the guest, heads copied to scratch    vring::tx   truncated, too long ...
 //! 2. judge    each frame by the copy of its head:
-//!             anti-spoof, neighbours, learning, FDB             judge()     spoofed, no route ...
+//!             anti-spoof, policy, neighbours, learning, FDB     judge()     spoofed, no route ...
 //! 3. deliver  frames grouped by egress vring, each vring
-//!             entered once: offload, copy, publish              deliver()   link down, ring full ...
+//!             entered once: policy, offload, copy, publish      deliver()   link down, ring full ...
 //! 4. account  conservation: received = forwarded + answered + drops
 //! 5. give back the chains to the sender, published once         vring::tx
 //! ```
 //!
+//! Some bursts are measured, stage by stage: [`crate::stats::stages`].
+//!
 //! Nothing here allocates, locks another vring than the one it fills, or makes a system call,
 //! besides telling a guest that asked for it that buffers were used.
 
-use arrayvec::ArrayVec;
+mod memo;
+mod routes;
 
 use crate::fdb::{Fdb, Seen};
 use crate::flow::{self, HashSeed, L2};
-use crate::frame::{Batch, Frame, HEAD, Scratch};
+use crate::frame::{Batch, Frame, Scratch};
 use crate::neighbour::{self, Answer};
 use crate::offload::{self, Abilities, Action, Offload, OffloadError};
 use crate::pmd::{Report, Reports};
+use crate::policy::cache::VerdictCache;
+use crate::policy::{Direction, Guard};
 use crate::port::cell::LiveRing;
 use crate::port::{PortId, Vport};
 use crate::software::Software;
 use crate::spoof;
+use crate::stats::stages::{Sampler, Stage};
 use crate::stats::{DropReason, Egress, Ingress, PmdCounters};
 use crate::tables::{Tables, UnknownUnicast};
 use crate::vhost::mem::GuestSlice;
 use crate::vring::rx::{Fill, IN_ONE_BUFFER, Refusal};
 use crate::vring::tx::Limit;
 use crate::vring::{BURST, RingFault, VNET_HDR};
-use crate::wire::{VirtioNetHdr, ethernet};
+use crate::wire::VirtioNetHdr;
+
+use memo::{Memo, asks_nothing, receive_rings};
+use routes::{Frames, Routes, places};
 
 /// Where a frame goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,23 +87,11 @@ pub struct Worker {
     /// Why a frame was not delivered, unless it is in `delivered`.
     reasons: [DropReason; BURST],
     software: Software,
+    verdicts: VerdictCache,
+    sampler: Sampler,
     hash_seed: HashSeed,
     burst_frames: u16,
     now_s: u32,
-}
-
-/// Some frames of a burst, a bit each; the lowest came first.
-type Frames = u32;
-
-const _: () = assert!(BURST == Frames::BITS as usize);
-
-/// Where the frames of a burst go.
-#[derive(Debug, Default)]
-struct Routes {
-    /// Those for one vport each, by egress vring.
-    bins: ArrayVec<Bin, BURST>,
-    floods: Frames,
-    answers: Frames,
 }
 
 /// What a turn took from a transmit ring.
@@ -104,37 +101,6 @@ pub struct Taken {
     pub frames: u32,
     /// What they count for where rings share a PMD ([`Batch::charged_bytes`]).
     pub charged_bytes: u32,
-}
-
-/// Frames of a burst for one egress vring.
-#[derive(Debug)]
-struct Bin {
-    port: PortId,
-    queue: u16,
-    frames: Frames,
-}
-
-impl Routes {
-    /// Adds the frame `at` to those for `queue` of `port`; returns the place of their bin.
-    #[inline]
-    fn add(&mut self, port: PortId, queue: u16, at: usize) -> usize {
-        let known = self.bins.iter().position(|bin| bin.port == port && bin.queue == queue);
-        let bin = known.unwrap_or_else(|| {
-            self.bins.push(Bin { port, queue, frames: 0 });
-            self.bins.len() - 1
-        });
-        self.bins[bin].frames |= 1 << at;
-        bin
-    }
-}
-
-/// The places of `frames` in their burst, in order.
-fn places(mut frames: Frames) -> impl Iterator<Item = usize> {
-    std::iter::from_fn(move || {
-        let at = frames.trailing_zeros();
-        frames &= frames.checked_sub(1)?;
-        Some(at as usize)
-    })
 }
 
 impl Worker {
@@ -148,6 +114,8 @@ impl Worker {
             delivered: 0,
             reasons: [DropReason::NoReceiver; BURST],
             software: Software::new(),
+            verdicts: VerdictCache::new(hash_seed),
+            sampler: Sampler::default(),
             hash_seed,
             burst_frames: burst_frames.clamp(1, BURST as u16),
             now_s: 0,
@@ -175,20 +143,27 @@ impl Worker {
         let mut batch = Batch::new();
         let sender = live.abilities;
         let limit = Limit { frames: self.burst_frames, bytes: max_bytes };
+        let mut watch = self.sampler.begin();
         let taken = live.ring.pop(&live.map, &mut batch, &mut self.scratch, limit);
+        watch.lap(Stage::Take);
         let n = batch.frames.len();
         if n == 0 {
+            watch.end(0, &burst.pmd.stages);
             return taken.map(|()| Taken::default());
         }
         burst.counters.received_frames.add(n as u64);
         burst.counters.in_hand.set(n as u64);
 
         let routes = self.judge(burst, &mut batch, sender);
+        watch.lap(Stage::Judge);
         self.forward(burst, &batch, &routes);
+        watch.lap(Stage::Deliver);
         self.account(burst, n, &routes);
 
         let given_back = live.ring.complete(&batch);
         burst.counters.in_hand.set(0);
+        watch.lap(Stage::Settle);
+        watch.end(n, &burst.pmd.stages);
         let charged_bytes = batch.charged_bytes;
         taken.and(given_back).map(|()| Taken { frames: n as u32, charged_bytes })
     }
@@ -224,11 +199,12 @@ impl Worker {
         memo: &mut Memo,
         routes: &mut Routes,
     ) {
-        let (asked, head) = (self.scratch[at].vnet(), self.scratch[at].head());
-        let head = &head[..usize::from(frame.head_len)];
+        let scratch = &self.scratch[at];
+        let rules = burst.tables.policies.of(burst.vport.id);
+        let guard = rules.map(|guard| (guard, &mut self.verdicts));
         let judged = match frame.drop {
             Some(reason) => Err(reason),
-            None => judge(burst, asked, head, frame.len, sender, self.now_s, memo),
+            None => judge(burst, scratch, frame, guard, sender, self.now_s, memo),
         };
         let (left, decision) = judged.unwrap_or_else(|why| (None, Decision::Drop(why)));
         if let Some(offload) = left {
@@ -237,12 +213,16 @@ impl Worker {
         }
         match decision {
             Decision::Output(port) if memo.rings > 1 => {
+                let head = &scratch.head()[..usize::from(frame.head_len)];
                 let queue = self.queue_of(memo.rings, head, frame.len);
                 routes.add(port, queue, at);
             }
             Decision::Output(port) => {
                 let bin = routes.add(port, 0, at);
-                memo.remember(&self.scratch[at], bin);
+                // Rules see more than the Ethernet header: frames that have them are judged one by one.
+                if rules.is_none() {
+                    memo.remember(scratch, bin);
+                }
             }
             Decision::Flood => routes.floods |= 1 << at,
             Decision::Answer(answer) => {
@@ -308,6 +288,13 @@ impl Worker {
         let offered = u64::from(frames.count_ones());
         burst.counters.copies.add(offered);
         rx.counters.offered_frames.add(offered);
+        let frames = match burst.tables.policies.of(vport.id) {
+            None => frames,
+            Some(guard) => match self.admit(guard, batch, frames, &rx.counters) {
+                0 => return,
+                admitted => admitted,
+            },
+        };
         let (down, fault) = match slot.live().filter(|live| live.enabled) {
             None => (frames, None),
             Some(live) if live.map.is_dead() => (frames, Some(RingFault::MemoryLost)),
@@ -322,6 +309,28 @@ impl Worker {
             let vring = queue * 2;
             burst.reports.send(Report::Broken { port: vport.id, vring, fault });
         }
+    }
+
+    /// Those of `frames` that the policy of the receiver allows.
+    fn admit(
+        &mut self,
+        guard: Guard<'_>,
+        batch: &Batch<'_>,
+        frames: Frames,
+        counters: &Egress,
+    ) -> Frames {
+        let mut admitted = frames;
+        for at in places(frames) {
+            let frame = &batch.frames[at];
+            let head = &self.scratch[at].head()[..usize::from(frame.head_len)];
+            let allowed = guard.check(Direction::Ingress, head, frame.len, &mut self.verdicts);
+            if let Err(reason) = allowed {
+                counters.drops.add(reason, 1);
+                self.refuse(1 << at, reason);
+                admitted &= !(1 << at);
+            }
+        }
+        admitted
     }
 
     /// Fills the ring with `frames`; returns those that were not tried as the ring broke before them,
@@ -428,7 +437,7 @@ impl Worker {
     }
 }
 
-/// Step 2 for one frame, of which `head` is the copy that is judged: the stages in order, each with
+/// Step 2 for one frame, of which `scratch` has the copy that is judged: the stages in order, each with
 /// its own reasons to drop.
 ///
 /// # Errors
@@ -436,16 +445,20 @@ impl Worker {
 #[inline]
 fn judge(
     burst: &Burst<'_>,
-    asked: &[u8; VNET_HDR],
-    head: &[u8],
-    frame_len: u32,
+    scratch: &Scratch,
+    frame: &Frame<'_>,
+    guard: Option<(Guard<'_>, &mut VerdictCache)>,
     sender: Abilities,
     now_s: u32,
     memo: &mut Memo,
 ) -> Result<(Option<Offload>, Decision), DropReason> {
+    let (head, frame_len) = (&scratch.head()[..usize::from(frame.head_len)], frame.len);
     let l2 = flow::l2(head, frame_len).map_err(|_| DropReason::Malformed)?;
-    let offload = check_offload(burst.vport, asked, head, frame_len, sender)?;
+    let offload = check_offload(burst.vport, scratch.vnet(), head, frame_len, sender)?;
     anti_spoof(burst.vport, &l2, head, frame_len)?;
+    if let Some((guard, verdicts)) = guard {
+        guard.check(Direction::Egress, head, frame_len, verdicts)?;
+    }
     let answer = neighbour::ask(&burst.tables.neighbours, burst.vport.place(), &l2, head)?;
     if memo.src != l2.src {
         learn(burst, &l2, now_s);
@@ -461,93 +474,6 @@ fn judge(
     }
     memo.l2 = Some(l2);
     Ok((offload, memo.route))
-}
-
-/// What the frames before were found to be, for one burst: most have one sender and one destination.
-/// A change of the tables shows with the next burst.
-struct Memo {
-    src: u64,
-    dst: u64,
-    /// Where `dst` is.
-    route: Decision,
-    /// Receive rings there.
-    rings: u16,
-    /// The Ethernet part of the last frame that was routed.
-    l2: Option<L2>,
-    /// Where frames went whose like go there as well, by [`place`](Self::place).
-    known: [Option<Known>; 8],
-}
-
-/// An Ethernet header, and the bin of the frames that have it.
-struct Known {
-    header: (u64, u64),
-    l2: L2,
-    bin: usize,
-}
-
-impl Default for Memo {
-    fn default() -> Self {
-        // Keys have 48 bits: these are no one's.
-        let known = [const { None }; 8];
-        Self { src: !0, dst: !0, route: Decision::Flood, rings: 0, l2: None, known }
-    }
-}
-
-impl Memo {
-    /// The bin of a frame that asks for nothing, may go, and has the Ethernet header of one before: so its
-    /// source was learned, and its destination looked up. What depends on more than that header is
-    /// judged of every frame.
-    #[inline(always)]
-    fn repeats(&self, vport: &Vport, scratch: &Scratch, frame: &Frame<'_>) -> Option<usize> {
-        let known = self.known[Self::place(scratch)].as_ref()?;
-        let is_same = frame.drop.is_none()
-            && ethernet_header(scratch.head()) == known.header
-            && asks_nothing(scratch.vnet())
-            && frame.len <= vport.rules.max_frame_bytes;
-        let may = is_same && {
-            let head = &scratch.head()[..usize::from(frame.head_len)];
-            anti_spoof_ip(vport, &known.l2, head, frame.len).is_ok()
-        };
-        may.then_some(known.bin)
-    }
-
-    /// The frame went to `bin`, and so will those with its Ethernet header. Not if it may be a question
-    /// (ARP, groups), nor if that header goes on in VLAN tags.
-    fn remember(&mut self, scratch: &Scratch, bin: usize) {
-        let is_plain =
-            |l2: &L2| l2.tags == 0 && !l2.is_to_group() && l2.ethertype != ethernet::ETHERTYPE_ARP;
-        let header = ethernet_header(scratch.head());
-        if let Some(l2) = self.l2.filter(is_plain) {
-            self.known[Self::place(scratch)] = Some(Known { header, l2, bin });
-        }
-    }
-
-    /// Neighbours often have addresses that differ in the last bits.
-    #[inline]
-    fn place(scratch: &Scratch) -> usize {
-        usize::from(scratch.head()[5] % 8)
-    }
-}
-
-/// The 14 bytes of the Ethernet header, in two words that overlap.
-#[inline]
-fn ethernet_header(head: &[u8; HEAD]) -> (u64, u64) {
-    let word = |at: usize| u64::from_ne_bytes(*head[at..].first_chunk().expect("128 bytes"));
-    (word(0), word(6))
-}
-
-/// Neither flags nor a GSO type.
-#[inline]
-fn asks_nothing(asked: &[u8; VNET_HDR]) -> bool {
-    u16::from_le_bytes([asked[0], asked[1]]) == 0
-}
-
-/// Receive rings to spread frames over, where there is one vport that they go to.
-fn receive_rings(route: Decision, tables: &Tables) -> u16 {
-    match route {
-        Decision::Output(port) => tables.port(port).map_or(0, |out| out.rx_enabled()),
-        Decision::Flood | Decision::Answer(_) | Decision::Drop(_) => 0,
-    }
 }
 
 /// What is left to do to a frame, if it asks only for what it may and fits the vport's MTU; mostly

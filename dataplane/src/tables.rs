@@ -1,4 +1,4 @@
-//! The snapshot that PMD threads read: which vports there are, and how each segment floods.
+//! The snapshot that PMD threads read: which vports there are, by which rules, and how each segment floods.
 //!
 //! The control thread builds a new snapshot aside and publishes it whole; a PMD looks once per
 //! burst whether there is a newer one. The FDB is not part of it: it changes with every learned
@@ -9,6 +9,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 
 use crate::neighbour::Neighbours;
+use crate::policy::Policies;
 use crate::port::{PortId, Vport};
 
 /// What happens to a unicast frame whose destination no one is known to own.
@@ -42,6 +43,8 @@ pub struct Tables {
     pub segments: Vec<Option<Segment>>,
     /// Who has which IP address, as far as ports are bound to them.
     pub neighbours: Neighbours,
+    /// What guests may send and receive, for vports that have rules.
+    pub policies: Policies,
 }
 
 impl Tables {

@@ -6,15 +6,19 @@ mod common;
 use std::alloc::{GlobalAlloc, Layout as MemoryLayout, System};
 use std::cell::Cell;
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 
 use common::net::{Net, mac, mac_key, rules};
 use dataplane::neighbour::Neighbour;
+use dataplane::policy::rules::Rules;
 use dataplane::port::{PortId, VportRules};
 use dataplane::spoof::Bound;
+use dataplane::stats::DropReason;
 use dataplane::tables::UnknownUnicast;
 use dataplane::testing::frames::FrameBuilder;
 use dataplane::testing::{GuestConfig, Layout, VirtioNetHdr, features};
 use dataplane::wire::Mac;
+use slipway_api::Policy;
 
 thread_local! {
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
@@ -148,6 +152,35 @@ fn answers_of_the_switch_allocate_nothing() {
         assert_eq!(net.guests[0].rx().rx_burst(usize::MAX, |_| ()).unwrap(), 32);
     }
     assert_eq!(net.port(0).tx[0].counters.answered_frames.get(), 20 * 32);
+}
+
+#[test]
+fn policy_allocates_nothing_whether_verdicts_are_known_or_not() {
+    let mut net = Net::new(&[UnknownUnicast::Drop], 32);
+    for n in 0..2 {
+        let rules = VportRules { mac: Some(mac_key(mac(0, n))), ..rules(0) };
+        net.add(rules, 1, GuestConfig::default());
+    }
+    let texts = ["deny egress protocol udp ports 9", "allow egress", "allow ingress"];
+    let parsed = texts.map(|text| text.parse().unwrap()).to_vec();
+    let policy = Policy { rules: parsed, ..Policy::default() };
+    let rules = [0, 1].map(|_| Some(Arc::new(Rules::new(&policy))));
+    net.tables.policies = net.tables.policies.next(rules.to_vec());
+    for round in 0..20 {
+        for n in 0..32 {
+            // Flows that come again, ever new ones, and some that are denied.
+            let from = if n % 2 == 0 { 7 } else { 1000 + round * 32 + n };
+            let to = if n % 8 == 0 { 9 } else { 10 };
+            net.guests[0].tx().send(&to_second().udp(from, to).build()).unwrap();
+        }
+        let (allocated, frames) = allocations_in(|| net.run_all(0));
+        assert_eq!(frames, 32);
+        assert!(round == 0 || allocated == 0, "{allocated} allocations");
+        assert_eq!(net.guests[1].rx().rx_burst(usize::MAX, |_| ()).unwrap(), 28);
+    }
+    net.assert_conserved();
+    let drops = net.port(0).tx[0].counters.drops.get(DropReason::PolicyEgress);
+    assert_eq!(drops, 20 * 4);
 }
 
 #[test]

@@ -9,11 +9,13 @@
 mod common;
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 
 use common::Seed;
 use common::model::{Model, Port, Rx, Sent, Tally};
 use common::net::{MAX_FRAME, Net, mac, mac_key, rules};
 use dataplane::pmd::Report;
+use dataplane::policy::rules::Rules;
 use dataplane::port::cell::Slot;
 use dataplane::port::{PortId, VportRules};
 use dataplane::stats::{DropReason, Drops};
@@ -24,6 +26,7 @@ use dataplane::testing::{
 };
 use dataplane::vring::{MAX_SEGMENTS, RingFault};
 use dataplane::wire::Mac;
+use slipway_api::{Policy, PolicyAction};
 
 const SEGMENTS: [UnknownUnicast; 4] =
     [UnknownUnicast::Flood, UnknownUnicast::Drop, UnknownUnicast::Flood, UnknownUnicast::Flood];
@@ -98,6 +101,7 @@ impl Sim {
         assert_eq!(self.net.add(rules.clone(), 1, config), n);
         self.model.add(Port {
             rules,
+            policy: None,
             buffer: shape.iter().sum(),
             mergeable,
             checksums,
@@ -111,7 +115,7 @@ impl Sim {
 
     fn step(&mut self) {
         let port = self.rng.range(0..SEGMENT_OF.len());
-        match self.rng.below(16) {
+        match self.rng.below(17) {
             0..=4 => {
                 for _ in 0..self.rng.range(1..24) {
                     self.send(port);
@@ -121,6 +125,7 @@ impl Sim {
             10 | 11 => self.receive(port),
             12 | 13 => self.post(port),
             14 => self.disturb_rx(port),
+            15 => self.change_policy(port),
             _ => self.disturb_tx(port),
         }
         self.net.assert_conserved();
@@ -296,6 +301,21 @@ impl Sim {
             }
         };
         self.model.ports[port].rx = state;
+    }
+
+    /// Mostly for the better: a frame that nothing denies has to be found often.
+    fn change_policy(&mut self, port: usize) {
+        let mut action =
+            || if self.rng.chance(1, 4) { PolicyAction::Deny } else { PolicyAction::Allow };
+        let actions = (action(), action());
+        self.model.ports[port].policy = self.rng.chance(1, 2).then_some(actions);
+        let rules = |port: &Port| {
+            let (egress_default, ingress_default) = port.policy?;
+            let policy = Policy { egress_default, ingress_default, rules: Vec::new() };
+            Some(Arc::new(Rules::new(&policy)))
+        };
+        let rules = self.model.ports.iter().map(rules).collect();
+        self.net.tables.policies = self.net.tables.policies.next(rules);
     }
 
     fn disturb_tx(&mut self, port: usize) {

@@ -14,6 +14,7 @@ use benches::local::Net;
 use benches::traffic;
 use clap::Parser;
 use dataplane::testing::GuestConfig;
+use slipway_api::Policy;
 
 /// Sends bursts of frames through the pipeline of a switch
 #[derive(Parser)]
@@ -33,15 +34,32 @@ struct Arguments {
     /// Ports are bound to their addresses, as those of pods are
     #[arg(long)]
     bound: bool,
+    /// Ports have this many rules each way, of which the last allows the frames
+    #[arg(long, value_name = "RULES")]
+    policy: Option<u16>,
 }
 
 const BURST: usize = 32;
+
+/// Rules of which only the last matches: others name ports that no frame goes to.
+fn policy(rules: u16) -> Result<Policy> {
+    let mut texts = Vec::new();
+    for direction in ["egress", "ingress"] {
+        let others = (1..rules).map(|n| format!("deny {direction} protocol tcp ports {n}"));
+        texts.extend(others.chain([format!("allow {direction}")]));
+    }
+    let rules = texts.iter().map(|text| text.parse().context("a rule"));
+    Ok(Policy { rules: rules.collect::<Result<_>>()?, ..Policy::default() })
+}
 
 fn run(arguments: &Arguments) -> Result<()> {
     let config = GuestConfig::default().ring_size(256).packed(arguments.packed);
     let mut net = Net::new();
     for _ in 0..=arguments.receivers {
         net.add(arguments.bound, config.clone())?;
+    }
+    if let Some(rules) = arguments.policy {
+        net.set_policy(&policy(rules)?);
     }
     let frames: Vec<_> = (1..=arguments.receivers)
         .map(|to| traffic::ipv4(net.address(to), net.address(0), arguments.bytes - 4))

@@ -14,7 +14,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{ApiError, LinkState, Mac, PortMode};
+use crate::{ApiError, LinkState, Mac, Policy, PortMode};
 
 /// The longest owner, in bytes: a container id has 64.
 pub const MAX_OWNER_BYTES: usize = 128;
@@ -84,6 +84,10 @@ pub struct AttachmentSpec {
     /// What the caller wants to find again: pod name, namespace. At most 16, of 256 bytes each.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
+    /// Which frames the guest may send and receive; default: all. It can be changed by its port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub policy: Option<Policy>,
 }
 
 /// A pod's interface.
@@ -121,6 +125,10 @@ pub struct Attachment {
     pub dns: Dns,
     /// What the caller wanted to find again.
     pub labels: BTreeMap<String, String>,
+    /// Which frames the guest may send and receive; absent when it may all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub policy: Option<Policy>,
     /// When it was made, in milliseconds since 1970.
     pub created_at_ms: u64,
     /// How its port's link is now.
@@ -199,7 +207,7 @@ impl AttachmentSpec {
         {
             return Err(refused_labels(key));
         }
-        Ok(())
+        self.policy.as_ref().map_or(Ok(()), Policy::check)
     }
 }
 

@@ -26,7 +26,8 @@ use tokio::net::UnixStream;
 use crate::{
     ApiError, Attachment, AttachmentList, AttachmentSpec, Created, DEFAULT_SOCKET, ErrorReply,
     ExplainReply, ExplainRequest, FdbEntry, FdbFilter, FdbList, Health, Mac, NetworkList, PmdList,
-    Port, PortList, PortSpec, StaticEntry, StaticEntrySpec, Stats, Version, Vni, VniList, VniSpec,
+    Policy, Port, PortList, PortSpec, StaticEntry, StaticEntrySpec, Stats, Version, Vni, VniList,
+    VniSpec,
 };
 
 /// The longest reply that is read, in bytes: a list of [`crate::MAX_FDB_LIST`] entries fits.
@@ -164,6 +165,22 @@ impl Client {
     /// See [`Client::create_port`].
     pub async fn delete_port(&self, name: &str) -> Result<()> {
         self.delete(&format!("/v1/ports/{}", escape(name))).await
+    }
+
+    /// Sets the policy of a port, which goes on meanwhile.
+    ///
+    /// # Errors
+    /// See [`Client::create_port`].
+    pub async fn put_policy(&self, port: &str, policy: &Policy) -> Result<(Port, Created)> {
+        self.put(&format!("/v1/ports/{}/policy", escape(port)), policy).await
+    }
+
+    /// Takes the policy off a port: its guest may send and receive everything.
+    ///
+    /// # Errors
+    /// See [`Client::create_port`].
+    pub async fn delete_policy(&self, port: &str) -> Result<()> {
+        self.delete(&format!("/v1/ports/{}/policy", escape(port))).await
     }
 
     /// Attaches interface `interface` of sandbox `owner`, or finds it attached with the same settings.

@@ -29,6 +29,7 @@ mod error;
 mod explain;
 mod fdb;
 mod mac;
+mod policy;
 mod port;
 mod stats;
 mod vni;
@@ -46,12 +47,18 @@ pub use fdb::{
     StaticEntrySpec,
 };
 pub use mac::{Mac, MacError};
+pub use policy::{
+    IpVersion, MAX_POLICY_RULES, Policy, PolicyAction, PolicyDirection, PolicyRule,
+    PolicyTextError, PortRange, Protocol,
+};
 pub use port::{
     AppliedPortSpec, Created, Difference, Direction, LinkState, MAX_ADDRESSES, MAX_MAC_QUOTA,
     MAX_NAME_BYTES, MAX_QUEUE_PAIRS, MAX_SOCKET_PATH_BYTES, MIN_MTU_BYTES, MemoryRegion, Port,
     PortDefaults, PortList, PortMode, PortSpec, Ring, RingState,
 };
-pub use stats::{Drops, EgressStats, IngressStats, Pmd, PmdList, PmdRing, PortStats, Stats};
+pub use stats::{
+    Drops, EgressStats, IngressStats, Pmd, PmdList, PmdRing, PortStats, StageSamples, Stats,
+};
 pub use vni::{MAX_AGEING_S, MAX_VNI, UnknownUnicast, Vni, VniList, VniSpec};
 
 /// Where slipwayd listens unless it is told otherwise.

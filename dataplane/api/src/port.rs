@@ -3,7 +3,7 @@
 //! ```text
 //! PortSpec --check, fill in defaults--> AppliedPortSpec --the switch--> Port { spec, id, link, .. }
 //! ```
-//! A port is created once and never changed; its link comes and goes with the front end.
+//! A port is created once and, but for its policy, never changed; its link comes and goes with the front end.
 
 mod state;
 #[cfg(test)]
@@ -19,7 +19,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{ApiError, ErrorCode, MAX_VNI, Mac};
+use crate::{ApiError, ErrorCode, MAX_VNI, Mac, Policy};
 
 pub use state::{Direction, LinkState, MemoryRegion, Ring, RingState};
 
@@ -107,6 +107,10 @@ pub struct PortSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schema(value_type = Vec<String>, max_items = 8)]
     pub addresses: Vec<IpAddr>,
+    /// Which frames the guest may send and receive; default: all. It can be changed while the port runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub policy: Option<Policy>,
 }
 
 const fn one_queue_pair() -> u16 {
@@ -143,6 +147,7 @@ impl PortSpec {
             ));
         }
         self.check_addresses()?;
+        self.policy.as_ref().map_or(Ok(()), Policy::check)?;
         if !(1..=MAX_QUEUE_PAIRS).contains(&self.queue_pairs) {
             return Err(ApiError::invalid(
                 "queue_pairs",
@@ -263,6 +268,7 @@ impl PortSpec {
             anti_spoof: self.anti_spoof.unwrap_or(self.mac.is_some() && !learning),
             mtu: self.mtu,
             addresses: self.addresses,
+            policy: self.policy,
         })
     }
 }
@@ -310,6 +316,10 @@ pub struct AppliedPortSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schema(value_type = Vec<String>)]
     pub addresses: Vec<IpAddr>,
+    /// Which frames the guest may send and receive; absent when it may all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub policy: Option<Policy>,
 }
 
 /// A field in which a wanted port differs from the one that holds the name.
@@ -347,6 +357,7 @@ impl AppliedPortSpec {
                 ("anti_spoof", spec.anti_spoof.to_string()),
                 ("mtu", or_none(spec.mtu.as_ref())),
                 ("addresses", join(&spec.addresses)),
+                ("policy", or_none(spec.policy.as_ref())),
             ]
         };
         fields(self)

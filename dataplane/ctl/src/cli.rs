@@ -4,8 +4,8 @@ use std::{net::IpAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use slipway_api::{
-    DEFAULT_SOCKET, ExplainRequest, FdbFilter, FdbKind, Mac, PortMode, PortSpec, StaticEntry,
-    UnknownUnicast, VniSpec,
+    DEFAULT_SOCKET, ExplainRequest, FdbFilter, FdbKind, Mac, Policy, PolicyAction, PolicyRule,
+    PortMode, PortSpec, StaticEntry, UnknownUnicast, VniSpec,
 };
 
 /// Shows and changes a running slipwayd.
@@ -91,11 +91,82 @@ pub enum PortCommand {
         #[arg(long)]
         vni: Option<u32>,
     },
-    /// Show one port: settings, link, features, vrings, memory
+    /// Show one port: settings, link, features, vrings, memory, policy
     Show {
         /// The port's name
         name: String,
     },
+    /// Change what the guest of a port may send and receive; its link stays as it is
+    #[command(subcommand)]
+    Policy(PolicyCommand),
+}
+
+/// `slipwayctl port policy ...`
+#[derive(Debug, Subcommand)]
+pub enum PolicyCommand {
+    /// Set all rules and default actions of a port; what is left out goes back to its default
+    Set {
+        /// The port's name
+        name: String,
+        /// The policy
+        #[command(flatten)]
+        policy: PolicyArgs,
+    },
+    /// Take the policy off a port: its guest may send and receive everything
+    Del {
+        /// The port's name
+        name: String,
+    },
+}
+
+/// A policy in words.
+#[derive(Debug, Args)]
+pub struct PolicyArgs {
+    /// A rule; may be given several times, and the first that matches a frame decides. It is `allow` or
+    /// `deny`, `egress` (from the guest) or `ingress` (to it), and conditions: `ip ipv4|ipv6`, `protocol
+    /// tcp|udp|icmp|icmpv6|N`, `remote PREFIX`, `ports N[-M]` (destination), `source-ports N[-M]`,
+    /// `icmp-type N`. ARP and neighbour discovery always pass; later fragments have no ports
+    #[arg(long = "rule", value_name = "RULE")]
+    rules: Vec<PolicyRule>,
+    /// What becomes of frames from the guest that no rule matches [default with a policy: deny]
+    #[arg(long, value_enum, value_name = "ACTION")]
+    egress_default: Option<Action>,
+    /// What becomes of frames to the guest that no rule matches [default with a policy: deny]
+    #[arg(long, value_enum, value_name = "ACTION")]
+    ingress_default: Option<Action>,
+}
+
+impl PolicyArgs {
+    /// The policy; `None` if no word of it was given.
+    fn given(self) -> Option<Policy> {
+        let is_given = !self.rules.is_empty()
+            || self.egress_default.is_some()
+            || self.ingress_default.is_some();
+        is_given.then(|| self.into())
+    }
+}
+
+impl From<PolicyArgs> for Policy {
+    fn from(args: PolicyArgs) -> Self {
+        let action = |action: Option<Action>| match action {
+            Some(Action::Allow) => PolicyAction::Allow,
+            Some(Action::Deny) | None => PolicyAction::Deny,
+        };
+        Self {
+            egress_default: action(args.egress_default),
+            ingress_default: action(args.ingress_default),
+            rules: args.rules,
+        }
+    }
+}
+
+/// See [`PolicyAction`].
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Action {
+    /// They go on
+    Allow,
+    /// They are dropped and counted
+    Deny,
 }
 
 /// `slipwayctl port add ...`
@@ -135,6 +206,9 @@ pub struct PortAddArgs {
     /// with --mac only [default: any may be used]
     #[arg(long = "address", value_name = "IP")]
     addresses: Vec<IpAddr>,
+    /// What the guest may send and receive [default: everything]
+    #[command(flatten)]
+    policy: PolicyArgs,
 }
 
 impl From<PortAddArgs> for PortSpec {
@@ -154,6 +228,7 @@ impl From<PortAddArgs> for PortSpec {
             anti_spoof: args.anti_spoof,
             mtu: args.mtu,
             addresses: args.addresses,
+            policy: args.policy.given(),
         }
     }
 }
@@ -336,9 +411,14 @@ pub struct StatsArgs {
     /// With --watch: stop after this many times
     #[arg(long, value_name = "N", requires = "watch")]
     pub count: Option<u64>,
-    /// Show PMD threads instead of ports
+    /// Show PMD threads instead of ports: what they did within an interval, and what a frame cost in
+    /// each stage of the pipeline, by bursts that were sampled
     #[arg(long)]
     pub pmd: bool,
+    /// With --pmd and without --watch: how long to look
+    #[arg(long, value_name = "SECONDS", requires = "pmd", conflicts_with = "watch",
+          default_value = "1", value_parser = parse_interval)]
+    pub interval: std::time::Duration,
 }
 
 /// `slipwayctl explain ...`
@@ -445,6 +525,18 @@ mod tests {
         let cli = Cli::try_parse_from(["slipwayctl", "port", "add", "vm1"]).expect("parses");
         let Command::Port(PortCommand::Add(args)) = cli.command else { panic!("{cli:?}") };
         assert_eq!(PortSpec::from(args), PortSpec::named("vm1"));
+    }
+
+    #[test]
+    fn rules_and_defaults_make_a_policy() {
+        let words = ["slipwayctl", "port", "add", "vm1", "--egress-default", "allow", "--rule"];
+        let rule = "deny egress protocol tcp ports 25";
+        let cli = Cli::try_parse_from([&words[..], &[rule]].concat()).expect("parses");
+        let Command::Port(PortCommand::Add(args)) = cli.command else { panic!("{cli:?}") };
+        let policy = PortSpec::from(args).policy.expect("is given");
+        assert_eq!(policy.to_string(), format!("{rule}; default egress allow, ingress deny"));
+        let error = Cli::try_parse_from([&words[..], &["deny egress port 25"]].concat());
+        assert!(error.expect_err("no such condition").to_string().contains("\"port\" is not"));
     }
 
     #[test]

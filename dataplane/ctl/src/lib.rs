@@ -15,6 +15,7 @@
 pub mod cli;
 pub mod cni;
 pub mod node;
+mod pmd_rates;
 mod run;
 mod tables;
 mod watch;

@@ -13,7 +13,8 @@ use slipway_api::{Created, DEFAULT_SOCKET, HealthStatus, client::Client};
 use crate::{
     Failure,
     cli::{
-        AttachmentsCommand, Cli, Command, ConfigArgs, FdbCommand, PortCommand, Shell, VniCommand,
+        AttachmentsCommand, Cli, Command, ConfigArgs, FdbCommand, PolicyCommand, PortCommand,
+        Shell, VniCommand,
     },
     node::{self, Node, check::Daemon},
     tables, watch,
@@ -73,7 +74,7 @@ pub async fn run(cli: Cli, stream: &mut dyn Write, is_terminal: bool) -> Result<
                 watch::pmds(&client, interval, args.count, &mut out).await
             }
             Some(interval) => watch::ports(&client, interval, args.count, &mut out).await,
-            None if args.pmd => out.answer(&client.pmds().await?, tables::pmds),
+            None if args.pmd => watch::pmds(&client, args.interval, Some(1), &mut out).await,
             None => out.answer(&client.stats().await?, tables::stats),
         },
         Command::Explain(args) => {
@@ -144,6 +145,14 @@ async fn port(command: PortCommand, client: &Client, out: &mut Output<'_>) -> Re
             let mut list = client.list_ports().await?;
             list.ports.retain(|port| vni.is_none_or(|vni| vni == port.spec.vni));
             out.answer(&list, tables::ports)
+        }
+        PortCommand::Policy(PolicyCommand::Set { name, policy }) => {
+            let (port, _) = client.put_policy(&name, &policy.into()).await?;
+            out.answer(&port, |port| format!("Port {name} has {}\n", tables::policy(port)))
+        }
+        PortCommand::Policy(PolicyCommand::Del { name }) => {
+            client.delete_policy(&name).await?;
+            out.done(format!("Port {name} has no policy"))
         }
         PortCommand::Show { name } => out.answer(&client.get_port(&name).await?, tables::port),
     }

@@ -2,9 +2,11 @@
 
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use slipway_api::{
-    Attachment, AttachmentList, Decision, ExplainReply, FdbList, Health, NetworkList, PmdList,
-    Port, PortList, PortStats, Stats, VniList,
+    Attachment, AttachmentList, Decision, ExplainReply, FdbList, Health, NetworkList, Port,
+    PortList, PortStats, Stats, VniList,
 };
+
+use crate::pmd_rates::{PmdRates, StageCost};
 
 /// A table whose columns marked `>` are aligned to the right; empty ones say so in words.
 fn table(heads: &[&str], rows: impl IntoIterator<Item = Vec<String>>, none: &str) -> String {
@@ -65,6 +67,7 @@ pub fn port(port: &Port) -> String {
         ("Anti-spoof", yes_no(spec.anti_spoof).to_owned()),
         ("MTU", or_dash(spec.mtu.as_ref())),
         ("Addresses", addresses(port)),
+        ("Policy", policy(port)),
         ("Features", if port.features.is_empty() { "-".into() } else { port.features.join(" ") }),
     ];
     let mut text: String =
@@ -87,7 +90,27 @@ pub fn port(port: &Port) -> String {
         text.push('\n');
         text.push_str(&table(&[">RING", "WAY", ">SIZE", "STATE", "ENABLED", ">PMD"], rows, ""));
     }
+    if let Some(policy) = port.spec.policy.as_ref().filter(|policy| !policy.rules.is_empty()) {
+        let rows = policy.rules.iter().zip(1..).map(|(rule, number)| {
+            let number: u32 = number;
+            vec![number.to_string(), rule.to_string()]
+        });
+        text.push('\n');
+        text.push_str(&table(&[">RULE", "WHAT IT SAYS"], rows, ""));
+    }
     text
+}
+
+/// How many rules, and what becomes of the rest.
+pub fn policy(port: &Port) -> String {
+    port.spec.policy.as_ref().map_or_else(
+        || "-".to_owned(),
+        |policy| {
+            let (rules, from, to) =
+                (policy.rules.len(), policy.egress_default, policy.ingress_default);
+            format!("{rules} rules, then {from} from the guest, {to} to it")
+        },
+    )
 }
 
 fn learning(port: &Port) -> String {
@@ -276,34 +299,75 @@ fn drops(ports: &[PortStats]) -> String {
     format!("\n{}", table(&["PORT", "DROPPED", "REASON", ">FRAMES"], rows, ""))
 }
 
-pub fn pmds(list: &PmdList) -> String {
-    let rows = list.pmds.iter().map(|pmd| {
-        let rings: Vec<_> =
-            pmd.rings.iter().map(|ring| format!("{}:{}", ring.port, ring.ring)).collect();
+pub fn pmds(rates: &PmdRates) -> String {
+    let rows = rates.pmds.iter().map(|pmd| {
+        let percent = |share: f64| format!("{share:.1} %");
         vec![
             pmd.id.to_string(),
             or_dash(pmd.core.as_ref()),
-            percent(pmd.busy_cycles, pmd.busy_cycles + pmd.idle_cycles),
-            ratio(pmd.busy_cycles, pmd.frames),
-            ratio(pmd.frames, pmd.bursts),
-            pmd.frames.to_string(),
-            pmd.sleeps.to_string(),
-            pmd.wakeups.to_string(),
-            some_of(&rings),
+            pmd.polled_rings.to_string(),
+            pmd.armed_rings.to_string(),
+            percent(pmd.busy_percent),
+            percent(pmd.polling_percent),
+            percent(pmd.kick_check_percent),
+            percent(pmd.asleep_percent),
+            scaled(pmd.frames_per_s),
+            tenths(pmd.frames_per_burst),
+            scaled(pmd.sleeps_per_s),
+            scaled(pmd.wakeups_per_s),
+            some_of(&pmd.rings),
         ]
     });
     let heads = [
         ">PMD",
         ">CORE",
+        ">POLLED",
+        ">ARMED",
         ">BUSY",
-        ">CYCLES/FRAME",
+        ">POLLING",
+        ">KICKS",
+        ">ASLEEP",
+        ">FRAMES/s",
         ">FRAMES/BURST",
-        ">FRAMES",
-        ">SLEEPS",
-        ">WAKEUPS",
+        ">SLEEPS/s",
+        ">WAKEUPS/s",
         "VRINGS",
     ];
-    table(&heads, rows, "There are no PMD threads.")
+    let text = table(&heads, rows, "There are no PMD threads.");
+    if rates.pmds.is_empty() { text } else { text + "\n" + &frame_costs(rates) }
+}
+
+/// Where the busy time went, by stage.
+fn frame_costs(rates: &PmdRates) -> String {
+    let rows = rates.pmds.iter().map(|pmd| {
+        let cost = pmd.cycles_per_frame;
+        let stages = cost.and_then(|cost| cost.stages);
+        let stage = |of: fn(&StageCost) -> f64| tenths(stages.as_ref().map(of));
+        let other = cost.and_then(|cost| Some((cost.total - cost.stages?.sum()).max(0.0)));
+        vec![
+            pmd.id.to_string(),
+            tenths(pmd.ns_per_frame.map(|cost| cost.total)),
+            tenths(cost.map(|cost| cost.total)),
+            stage(|of| of.take),
+            stage(|of| of.judge),
+            stage(|of| of.deliver),
+            stage(|of| of.settle),
+            tenths(other),
+            tenths(pmd.cycles_per_empty_look),
+        ]
+    });
+    let heads = [
+        ">PMD",
+        ">NS/FRAME",
+        ">CYCLES/FRAME",
+        ">TAKE",
+        ">JUDGE",
+        ">DELIVER",
+        ">SETTLE",
+        ">OTHER",
+        ">CYCLES/EMPTY LOOK",
+    ];
+    table(&heads, rows, "")
 }
 
 /// The first few names; a PMD may poll hundreds of vrings.
@@ -396,32 +460,8 @@ fn difference(now: &PortStats, then: &PortStats) -> PortStats {
     change
 }
 
-/// The PMD table over what happened between two readings.
-pub fn pmd_changes(before: &PmdList, after: &PmdList) -> String {
-    let mut changes = after.clone();
-    for now in &mut changes.pmds {
-        let Some(then) = before.pmds.iter().find(|then| then.id == now.id) else { continue };
-        for (count, before) in [
-            (&mut now.busy_cycles, then.busy_cycles),
-            (&mut now.idle_cycles, then.idle_cycles),
-            (&mut now.polls, then.polls),
-            (&mut now.bursts, then.bursts),
-            (&mut now.frames, then.frames),
-            (&mut now.sleeps, then.sleeps),
-            (&mut now.wakeups, then.wakeups),
-        ] {
-            *count = count.saturating_sub(before);
-        }
-    }
-    pmds(&changes)
-}
-
-fn percent(part: u64, whole: u64) -> String {
-    if whole == 0 { "-".to_owned() } else { format!("{:.1} %", 100.0 * part as f64 / whole as f64) }
-}
-
-fn ratio(part: u64, whole: u64) -> String {
-    if whole == 0 { "-".to_owned() } else { format!("{:.1}", part as f64 / whole as f64) }
+fn tenths(value: Option<f64>) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| format!("{value:.1}"))
 }
 
 /// Three digits and a decimal prefix: 950, 1.25k, 14.9M.
@@ -453,7 +493,10 @@ fn bytes(value: u64) -> String {
 mod tests {
     use std::collections::BTreeMap;
 
+    use slipway_api::PmdList;
+
     use super::*;
+    use crate::pmd_rates::rates;
 
     #[test]
     fn rates_have_three_digits_and_a_prefix() {
@@ -509,9 +552,12 @@ mod tests {
 
     #[test]
     fn a_pmd_that_did_nothing_has_no_ratios() {
-        let list = PmdList { cycles_hz: 1, pmds: vec![slipway_api::Pmd::default()] };
-        let text = pmds(&list);
+        let list = PmdList { cycles_hz: 1000, pmds: vec![slipway_api::Pmd::default()] };
+        let text = pmds(&rates(&list, &list, 1.0));
         let row: Vec<_> = text.lines().nth(1).expect("a row").split_whitespace().collect();
-        assert_eq!(row, ["0", "-", "-", "-", "-", "0", "0", "0", "-"]);
+        let asleep = ["0", "-", "0", "0", "0.0", "%", "0.0", "%", "0.0", "%", "100.0", "%"];
+        assert_eq!(row, [&asleep[..], &["0", "-", "0", "0", "-"]].concat());
+        let costs: Vec<_> = text.lines().nth(4).expect("a row").split_whitespace().collect();
+        assert_eq!(costs, ["0", "-", "-", "-", "-", "-", "-", "-", "-"]);
     }
 }

@@ -103,12 +103,48 @@ Learning     no
 Anti-spoof   yes
 MTU          1500
 Addresses    -
+Policy       -
 Features     VIRTIO_F_VERSION_1 VIRTIO_NET_F_MRG_RXBUF
 Memory       256 MiB at 0x0
 
 RING  WAY  SIZE  STATE    ENABLED  PMD
    0  rx    256  running  yes        0
    1  tx    256  running  yes        0
+";
+
+#[test]
+fn a_policy_is_set_shown_replaced_and_taken_off() {
+    let rig = Rig::start();
+    rig.text("port add vm1 --ingress-default allow");
+    assert_eq!(rig.json("--json port show vm1")["spec"]["policy"]["egress_default"], "deny");
+    let set = |words: &[&str]| {
+        let output = slipwayctl()
+            .env("SLIPWAY_SOCKET", &rig.socket)
+            .args(["port", "policy", "set", "vm1"])
+            .args(words)
+            .output()
+            .expect("slipwayctl runs");
+        let text = |bytes| String::from_utf8(bytes).expect("text");
+        (output.status.code(), text(output.stdout) + &text(output.stderr))
+    };
+    let rules = ["allow egress protocol tcp ports 80-90", "deny ingress remote 10.0.0.0/8"];
+    let (code, told) = set(&["--rule", rules[0], "--rule", rules[1]]);
+    assert_eq!(told, "Port vm1 has 2 rules, then deny from the guest, deny to it\n");
+    assert_eq!(code, Some(0));
+    let shown = rig.text("port show vm1");
+    assert!(shown.ends_with(POLICY_SHOW), "{shown}");
+    let (code, told) = set(&["--rule", "deny egress remote 10.0.0.1/8"]);
+    assert!(told.contains("policy.rules[0].remote") && told.contains("10.0.0.0/8"), "{told}");
+    assert_eq!(code, Some(1));
+    assert_eq!(set(&["--rule", "deny all"]).0, Some(2));
+    assert_eq!(rig.text("port policy del vm1"), "Port vm1 has no policy\n");
+    assert_eq!(rig.failure("port policy del vm1").0, 4);
+}
+
+const POLICY_SHOW: &str = "
+RULE  WHAT IT SAYS
+   1  allow egress protocol tcp ports 80-90
+   2  deny ingress remote 10.0.0.0/8
 ";
 
 #[test]
@@ -224,7 +260,15 @@ fn counters_are_shown_with_drops_by_reason() {
     rig.text("port add vm1");
     assert_eq!(rig.text("stats"), STATS);
     rig.switch.connect("vm1");
-    assert_eq!(rig.text("stats --pmd"), PMD_STATS);
+    let text = rig.text("stats --pmd --interval 0.01");
+    let lines: Vec<Vec<_>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+    let [heads, row, blank, ..] = &lines[..] else { panic!("{text}") };
+    assert_eq!((heads[2], heads[4], row[2], blank.len()), ("POLLED", "BUSY", "1", 0), "{text}");
+    assert_eq!((row[13], row[16]), ("20.0", "vm1:1"), "{text}");
+    assert!(text.ends_with(PMD_COSTS), "{text}");
+    let rates = rig.json("--json stats --pmd --interval 0.01");
+    assert_eq!(rates["pmds"][0]["cycles_per_frame"]["stages"]["deliver"], 50.0);
+    assert_eq!(rates["pmds"][0]["ns_per_frame"]["total"], 75.0);
 }
 
 const STATS: &str = "\
@@ -240,9 +284,9 @@ PORT  RING FAULT  TIMES
 vm1   avail_jump      1
 ";
 
-const PMD_STATS: &str = "\
-PMD  CORE    BUSY  CYCLES/FRAME  FRAMES/BURST  FRAMES  SLEEPS  WAKEUPS  VRINGS
-  0     1  75.0 %         150.0          20.0   20000       2        1  vm1:1
+const PMD_COSTS: &str = "
+PMD  NS/FRAME  CYCLES/FRAME  TAKE  JUDGE  DELIVER  SETTLE  OTHER  CYCLES/EMPTY LOOK
+  0      75.0         150.0  30.0   40.0     50.0    20.0   10.0               40.0
 ";
 
 #[test]

@@ -34,7 +34,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use ipnet::IpNet;
 use slipway_api::{
     ApiError, Attachment, AttachmentList, AttachmentSpec, Created, DEFAULT_NETWORK, ErrorCode,
-    LinkState, Mac, NetworkList, PortMode, PortSpec, check_interface, check_owner, gateway_mac,
+    LinkState, Mac, NetworkList, Policy, Port, PortMode, PortSpec, check_interface, check_owner,
+    gateway_mac,
 };
 
 use crate::clock;
@@ -70,6 +71,17 @@ pub trait PodPorts {
 
     /// Removes such a port; one that is not there is removed.
     fn close_pod(&self, name: &str);
+
+    /// Sets the policy of any port, or takes it off; returns the port and the policy it had. In force with
+    /// the next burst of each PMD.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    fn set_policy(
+        &self,
+        name: &str,
+        policy: Option<Policy>,
+    ) -> Result<(Port, Option<Policy>), ApiError>;
 
     /// How the link of a port is; `None` when there is none of this name.
     fn pod_link(&self, name: &str) -> Option<LinkState>;
@@ -231,22 +243,49 @@ impl Attachments {
             neighbours: network.neighbours(),
             dns: network.config.dns.clone(),
             labels: spec.labels.clone(),
+            policy: spec.policy.clone(),
             created_at_ms: clock::unix_ms(),
             link: LinkState::Waiting,
         };
         self.open_with_mac(ports, state, spec.mac, &mut attachment)?;
         let record = Record::new(state.next_sequence, attachment);
-        if let Some(store) = &self.store
-            && let Err(error) = store.save(&record)
-        {
-            ports.close_pod(&record.attachment.port);
-            return Err(ApiError::new(
+        self.keep(&record).inspect_err(|_| ports.close_pod(&record.attachment.port))?;
+        Ok(record)
+    }
+
+    fn keep(&self, record: &Record) -> Result<(), ApiError> {
+        self.store.as_ref().map_or(Ok(()), |store| store.save(record)).map_err(|error| {
+            ApiError::new(
                 ErrorCode::Internal,
                 format!("The attachment cannot be kept: {error}"),
                 "Look at the file system of `run_dir` under [ports] in slipwayd.toml: is it full?",
-            ));
+            )
+        })
+    }
+
+    /// Sets the policy of a port, an attachment's or not, or takes it off; returns the port and the policy
+    /// it had. That of an attachment is kept with it.
+    ///
+    /// # Errors
+    /// `NotFound`; `Internal` when the record cannot be written. Nothing has changed then.
+    pub fn set_policy(
+        &self,
+        ports: &dyn PodPorts,
+        port: &str,
+        policy: Option<Policy>,
+    ) -> Result<(Port, Option<Policy>), ApiError> {
+        let mut state = self.lock();
+        let record = state.records.values_mut().find(|record| record.attachment.port == port);
+        let Some(record) = record else { return ports.set_policy(port, policy) };
+        // Nobody else removes the port of an attachment, so what is there now stays.
+        if ports.pod_link(port).is_none() {
+            return Err(ApiError::not_found("port", port));
         }
-        Ok(record)
+        let mut changed = record.clone();
+        changed.attachment.policy.clone_from(&policy);
+        self.keep(&changed)?;
+        *record = changed;
+        ports.set_policy(port, policy)
     }
 
     /// Makes the port of `attachment`, with the MAC address wanted or the first that nobody has.
@@ -392,6 +431,8 @@ impl State {
         if attachment.port != port_name(&attachment.owner, &attachment.interface) {
             return Err("its port is not the one of its owner and interface".to_owned());
         }
+        let checked = attachment.policy.as_ref().map_or(Ok(()), Policy::check);
+        checked.map_err(|error| error.to_string())?;
         let network = self.networks.iter_mut().find(|net| net.config.name == attachment.network);
         match network {
             // The pod runs on; its addresses were never part of what is given now.
@@ -427,6 +468,7 @@ fn pod_port(attachment: &Attachment) -> PodPort {
             learning: Some(false),
             anti_spoof: Some(true),
             mtu: Some(attachment.mtu),
+            policy: attachment.policy.clone(),
             ..PortSpec::named(attachment.port.clone())
         },
         user: user(&attachment.owner, &attachment.interface),

@@ -44,6 +44,10 @@ pub(super) fn satisfies(
     if let Some(wanted) = spec.queue_pairs.filter(|wanted| *wanted != attachment.queue_pairs) {
         return differs("queue_pairs", attachment.queue_pairs.to_string(), wanted.to_string());
     }
+    if let Some(wanted) = spec.policy.as_ref().filter(|w| Some(*w) != attachment.policy.as_ref()) {
+        let existing = attachment.policy.as_ref().map_or("none".into(), ToString::to_string);
+        return differs("policy", existing, wanted.to_string());
+    }
     let keys = attachment.labels.keys().chain(spec.labels.keys());
     for label in keys {
         let (existing, wanted) = (attachment.labels.get(label), spec.labels.get(label));

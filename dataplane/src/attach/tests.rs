@@ -37,6 +37,28 @@ impl PodPorts for Notes {
         self.ports.borrow_mut().remove(name);
     }
 
+    fn set_policy(
+        &self,
+        name: &str,
+        policy: Option<Policy>,
+    ) -> Result<(Port, Option<Policy>), ApiError> {
+        let mut ports = self.ports.borrow_mut();
+        let port = ports.get_mut(name).ok_or_else(|| ApiError::not_found("port", name))?;
+        let before = std::mem::replace(&mut port.spec.policy, policy);
+        let defaults =
+            PortDefaults { socket_dir: "/unused".into(), mac_quota: 64, max_queue_pairs: 8 };
+        let shown = Port {
+            id: 0,
+            spec: port.spec.clone().apply(&defaults)?,
+            link: LinkState::Waiting,
+            reason: None,
+            features: Vec::new(),
+            rings: Vec::new(),
+            memory: Vec::new(),
+        };
+        Ok((shown, before))
+    }
+
     fn pod_link(&self, name: &str) -> Option<LinkState> {
         self.ports.borrow().contains_key(name).then_some(LinkState::Waiting)
     }
@@ -207,6 +229,7 @@ fn asking_again_finds_it_and_asking_otherwise_names_the_field() {
         ("mac", AttachmentSpec { mac: Some(Mac([2, 0, 0, 0, 0, 1])), ..spec.clone() }),
         ("mtu", AttachmentSpec { mtu: Some(1300), ..spec.clone() }),
         ("queue_pairs", AttachmentSpec { queue_pairs: Some(2), ..spec.clone() }),
+        ("policy", AttachmentSpec { policy: Some(Policy::default()), ..spec.clone() }),
         ("labels.pod", AttachmentSpec { labels: BTreeMap::new(), ..spec.clone() }),
     ] {
         let error = rig.attach("a", &other).expect_err(field);
@@ -363,6 +386,46 @@ fn a_restart_finds_everything_as_it_was() {
     assert_eq!(rig.attachments.list(&rig.switch, Some("a")).attachments.len(), 2);
     assert_eq!(text(&rig.add("new").addresses), "10.0.0.6/29 fd00::6/64", "the walk goes on");
     assert_eq!(rig.owners(), ["a", "m", "a", "new"]);
+}
+
+#[test]
+fn a_policy_outlives_the_daemon_asked_for_or_changed() {
+    let deny = |ports: &str| {
+        let rule = format!("deny egress protocol tcp ports {ports}").parse().expect("a rule");
+        Some(Policy { rules: vec![rule], ..Policy::default() })
+    };
+    let rig = Rig::small();
+    let asked = AttachmentSpec { policy: deny("25"), ..AttachmentSpec::default() };
+    let port = rig.attach("asked", &asked).expect("attaches").port;
+    let changed = rig.add("changed").port;
+    let (_, before) =
+        rig.attachments.set_policy(&rig.switch, &changed, deny("80")).expect("changes");
+    assert_eq!(before, None);
+    let rig = rig.restart();
+    let policy_of = |rig: &Rig, port: &str| rig.switch.ports.borrow()[port].spec.policy.clone();
+    assert_eq!((policy_of(&rig, &port), policy_of(&rig, &changed)), (deny("25"), deny("80")));
+    let shown = rig.attachments.get(&rig.switch, "changed", "eth0").expect("is attached");
+    assert_eq!(shown.policy, deny("80"));
+    // Who asks as before finds it; the policy that it has now is its own affair.
+    rig.attach("changed", &AttachmentSpec::default()).expect("is attached");
+    let (_, before) = rig.attachments.set_policy(&rig.switch, &port, None).expect("changes");
+    assert_eq!(before, deny("25"));
+    let rig = rig.restart();
+    assert_eq!(policy_of(&rig, &port), None);
+    let error = rig.attachments.set_policy(&rig.switch, "none", None).expect_err("no such port");
+    assert_eq!(error.code, ErrorCode::NotFound);
+}
+
+#[test]
+fn a_policy_that_cannot_be_kept_changes_nothing() {
+    let rig = Rig::small();
+    let port = rig.add("a").port;
+    fs::remove_dir_all(rig.folder.path().join("attachments")).expect("removes");
+    let set = rig.attachments.set_policy(&rig.switch, &port, Some(Policy::default()));
+    assert_eq!(set.expect_err("cannot be kept").code, ErrorCode::Internal);
+    assert_eq!(rig.switch.ports.borrow()[&port].spec.policy, None);
+    let shown = rig.attachments.get(&rig.switch, "a", "eth0").expect("is attached");
+    assert_eq!(shown.policy, None);
 }
 
 #[test]

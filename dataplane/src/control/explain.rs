@@ -8,6 +8,7 @@ use crate::frame::HEAD;
 use crate::neighbour;
 use crate::offload::Abilities;
 use crate::pipeline::{self, Decision};
+use crate::policy::Direction;
 use crate::port::{PortId, Vport};
 use crate::stats::DropReason;
 use crate::tables::Tables;
@@ -21,7 +22,7 @@ pub fn explain(vport: &Vport, tables: &Tables, fdb: &Fdb, frame: &[u8]) -> Expla
         Ok(decision) => decision,
         Err(reason) => Decision::Drop(reason),
     };
-    let decision = deliver(&mut stages, vport, tables, decision);
+    let decision = deliver(&mut stages, vport, tables, frame, decision);
     ExplainReply { stages, decision }
 }
 
@@ -60,6 +61,14 @@ fn judge(
     };
     let sources = pipeline::anti_spoof(vport, &l2, head, len);
     answer(stages, "anti_spoof", sources, Some(rule))?;
+
+    if let Some(guard) = tables.policies.of(vport.id) {
+        let (allowed, why) = guard.explain(Direction::Egress, head, len);
+        let word =
+            allowed.err().map_or("pass".to_owned(), |reason| format!("drop: {}", reason.name()));
+        stages.push(Stage { stage: "policy_egress".into(), answer: word, detail: Some(why) });
+        allowed?;
+    }
 
     let asked = neighbour::ask(&tables.neighbours, vport.place(), &l2, head);
     let told = match asked {
@@ -128,8 +137,14 @@ fn learning(vport: &Vport, fdb: &Fdb, l2: &L2) -> String {
     }
 }
 
-/// The last stage: whether the receivers can take a frame now.
-fn deliver(stages: &mut Vec<Stage>, vport: &Vport, tables: &Tables, decision: Decision) -> Answer {
+/// The last stages: whether the receivers may have the frame, and can take one now.
+fn deliver(
+    stages: &mut Vec<Stage>,
+    vport: &Vport,
+    tables: &Tables,
+    frame: &[u8],
+    decision: Decision,
+) -> Answer {
     let receivers: Vec<PortId> = match decision {
         Decision::Drop(reason) => return Answer::Drop { reason: reason.name().into() },
         Decision::Output(id) => vec![id],
@@ -138,12 +153,25 @@ fn deliver(stages: &mut Vec<Stage>, vport: &Vport, tables: &Tables, decision: De
             segment.members.iter().copied().filter(|&id| id != vport.id).collect()
         }),
     };
-    let is_up = |&id: &PortId| tables.port(id).is_some_and(|out| out.rx_enabled() > 0);
-    let (up, down): (Vec<_>, Vec<_>) = receivers.into_iter().partition(is_up);
+    // Answers are ARP and neighbour discovery, which pass.
+    let is_answer = matches!(decision, Decision::Answer(_));
+    let fates: Vec<_> = receivers
+        .into_iter()
+        .map(|id| {
+            let allowed = if is_answer { Ok(()) } else { admit(stages, tables, id, frame) };
+            let is_up = tables.port(id).is_some_and(|out| out.rx_enabled() > 0);
+            (id, allowed.and(if is_up { Ok(()) } else { Err(DropReason::LinkDown) }))
+        })
+        .collect();
+    let ids = |wanted: Result<(), DropReason>| -> Vec<PortId> {
+        fates.iter().filter(|(_, fate)| *fate == wanted).map(|&(id, _)| id).collect()
+    };
+    let (up, down) = (ids(Ok(())), ids(Err(DropReason::LinkDown)));
     let names =
         |ids: &[PortId]| -> Vec<String> { ids.iter().map(|&id| name(tables, id)).collect() };
     let detail = (!down.is_empty()).then(|| format!("link down: {}", names(&down).join(", ")));
-    let reason = if down.is_empty() { DropReason::NoReceiver } else { DropReason::LinkDown };
+    // The first refusal is the frame's.
+    let reason = fates.iter().find_map(|(_, fate)| fate.err()).unwrap_or(DropReason::NoReceiver);
     let answer = if up.is_empty() {
         format!("drop: {}", reason.name())
     } else {
@@ -156,6 +184,24 @@ fn deliver(stages: &mut Vec<Stage>, vport: &Vport, tables: &Tables, decision: De
         (Decision::Output(_), Some(&id)) => Answer::Output { port: name(tables, id) },
         _ => Answer::Flood { ports: names(&up) },
     }
+}
+
+/// Whether the policy of a receiver lets the frame in; a stage for each that has one.
+fn admit(
+    stages: &mut Vec<Stage>,
+    tables: &Tables,
+    id: PortId,
+    frame: &[u8],
+) -> Result<(), DropReason> {
+    let Some(guard) = tables.policies.of(id) else { return Ok(()) };
+    let head = &frame[..frame.len().min(HEAD)];
+    let (allowed, why) = guard.explain(Direction::Ingress, head, frame.len() as u32);
+    let answer = match allowed {
+        Ok(()) => format!("pass: {}", name(tables, id)),
+        Err(reason) => format!("drop: {} of {}", reason.name(), name(tables, id)),
+    };
+    stages.push(Stage { stage: "policy_ingress".into(), answer, detail: Some(why) });
+    allowed
 }
 
 fn name(tables: &Tables, id: PortId) -> String {

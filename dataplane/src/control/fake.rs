@@ -11,8 +11,8 @@ use std::{
 use slipway_api::{
     ApiError, Created, Decision, Direction, EgressStats, ErrorCode, ExplainReply, FdbEntry,
     FdbFilter, FdbKind, FdbList, Health, HealthStatus, IngressStats, LinkState, Mac, MemoryRegion,
-    Pmd, PmdList, PmdRing, Port, PortDefaults, PortList, PortSpec, PortStats, Ring, RingState,
-    Stage, StaticEntry, Stats, UnknownUnicast, Vni, VniList, VniSpec,
+    Pmd, PmdList, PmdRing, Policy, Port, PortDefaults, PortList, PortSpec, PortStats, Ring,
+    RingState, Stage, StageSamples, StaticEntry, Stats, UnknownUnicast, Vni, VniList, VniSpec,
 };
 
 use super::{Control, refusal};
@@ -42,6 +42,7 @@ struct State {
     fdb: BTreeMap<(u32, Mac), FdbEntry>,
     problems: Vec<String>,
     reads: u64,
+    pmd_reads: u64,
 }
 
 impl FakeSwitch {
@@ -128,6 +129,17 @@ impl PodPorts for FakeSwitch {
         let mut state = self.state();
         state.pods.remove(name);
         state.remove_port(name);
+    }
+
+    fn set_policy(
+        &self,
+        name: &str,
+        policy: Option<Policy>,
+    ) -> Result<(Port, Option<Policy>), ApiError> {
+        let mut state = self.state();
+        let port = state.ports.get_mut(name).ok_or_else(|| ApiError::not_found("port", name))?;
+        let before = std::mem::replace(&mut port.spec.policy, policy);
+        Ok((port.clone(), before))
     }
 
     fn pod_link(&self, name: &str) -> Option<LinkState> {
@@ -321,8 +333,11 @@ impl Control for FakeSwitch {
         Stats { ports: state.ports.values().map(of_port).collect() }
     }
 
+    /// Each read finds the thread twenty thousand frames further.
     fn pmds(&self) -> PmdList {
-        let state = self.state();
+        let mut state = self.state();
+        state.pmd_reads += 1;
+        let reads = state.pmd_reads;
         let rings_of = |port: &Port| {
             let ring = |ring: &Ring| PmdRing { port: port.spec.name.clone(), ring: ring.index };
             port.rings
@@ -335,13 +350,27 @@ impl Control for FakeSwitch {
             id: 0,
             core: Some(1),
             rings: state.ports.values().flat_map(rings_of).collect(),
-            busy_cycles: 3_000_000,
-            idle_cycles: 1_000_000,
-            polls: 4000,
-            bursts: 1000,
-            frames: 20_000,
-            sleeps: 2,
-            wakeups: 1,
+            busy_cycles: 3_000_000 * reads,
+            idle_cycles: 1_000_000 * reads,
+            polls: 4000 * reads,
+            bursts: 1000 * reads,
+            frames: 20_000 * reads,
+            sleeps: 2 * reads,
+            wakeups: reads,
+            kick_check_cycles: 400_000 * reads,
+            sleep_cycles: 600_000 * reads,
+            polled_rings: 1,
+            armed_rings: 0,
+            samples: StageSamples {
+                bursts: 60 * reads,
+                frames: 1200 * reads,
+                take_cycles: 36_000 * reads,
+                judge_cycles: 48_000 * reads,
+                deliver_cycles: 60_000 * reads,
+                settle_cycles: 24_000 * reads,
+                empty_looks: 100 * reads,
+                empty_cycles: 4_000 * reads,
+            },
         };
         PmdList { cycles_hz: 2_000_000_000, pmds: vec![pmd] }
     }

@@ -208,7 +208,7 @@ impl Snapshot {
 
     fn pmds(&self, writer: &mut Writer<'_>) -> fmt::Result {
         type Field = fn(&slipway_api::Pmd) -> u64;
-        let counters: [(&str, &str, Field); 7] = [
+        let counters: [(&str, &str, Field); 13] = [
             ("pmd_busy_cycles", "Clock ticks in rounds that found frames", |p| p.busy_cycles),
             ("pmd_idle_cycles", "Clock ticks in rounds that found none", |p| p.idle_cycles),
             ("pmd_polls", "Looks at a vring", |p| p.polls),
@@ -216,13 +216,32 @@ impl Snapshot {
             ("pmd_frames", "Frames taken", |p| p.frames),
             ("pmd_sleeps", "Times the thread went to sleep", |p| p.sleeps),
             ("pmd_wakeups", "Times it was woken", |p| p.wakeups),
+            ("pmd_kick_check_cycles", "Clock ticks looking for kicks", |p| p.kick_check_cycles),
+            ("pmd_sleep_cycles", "Clock ticks slept", |p| p.sleep_cycles),
+            ("pmd_sampled_bursts", "Bursts measured by stage", |p| p.samples.bursts),
+            ("pmd_sampled_frames", "Frames of those", |p| p.samples.frames),
+            ("pmd_sampled_empty_looks", "Empty looks measured", |p| p.samples.empty_looks),
+            ("pmd_sampled_empty_cycles", "Clock ticks of those", |p| p.samples.empty_cycles),
         ];
         for (name, help, field) in counters {
             let samples = self.pmds.pmds.iter().map(|pmd| (vec![pmd_label(pmd)], field(pmd)));
             writer.counters(name, help, samples)?;
         }
+        let stages = self.pmds.pmds.iter().flat_map(|pmd| {
+            let s = &pmd.samples;
+            let cycles = [s.take_cycles, s.judge_cycles, s.deliver_cycles, s.settle_cycles];
+            let label = |stage: &str| vec![pmd_label(pmd), ("stage", stage.to_owned())];
+            ["take", "judge", "deliver", "settle"].map(label).into_iter().zip(cycles)
+        });
+        let help = "Clock ticks of each stage in the sampled bursts";
+        writer.counters("pmd_sampled_stage_cycles", help, stages)?;
         let rings = self.pmds.pmds.iter().map(|pmd| (vec![pmd_label(pmd)], pmd.rings.len() as u64));
         writer.gauges("pmd_rings", "Vrings the thread polls", rings)?;
+        let states = self.pmds.pmds.iter().flat_map(|pmd| {
+            [("polled", pmd.polled_rings), ("armed", pmd.armed_rings)]
+                .map(|(state, n)| (vec![pmd_label(pmd), ("state", state.to_owned())], n))
+        });
+        writer.gauges("pmd_ring_states", "Vrings polled and vrings armed now", states)?;
         let hz = [(Labels::new(), self.pmds.cycles_hz)];
         writer.gauges("clock_hertz", "Ticks per second of the clock behind *_cycles", hz)
     }

@@ -39,8 +39,8 @@ mod view;
 
 use slipway_api::{
     ApiError, Attachment, AttachmentList, AttachmentSpec, Created, ExplainReply, FdbEntry,
-    FdbFilter, FdbList, Health, Mac, NetworkList, PmdList, Port, PortList, PortSpec, StaticEntry,
-    Stats, Version, Vni, VniList, VniSpec,
+    FdbFilter, FdbList, Health, Mac, NetworkList, PmdList, Policy, Port, PortList, PortSpec,
+    StaticEntry, Stats, Version, Vni, VniList, VniSpec,
 };
 
 use crate::attach::{Attachments, PodPorts};
@@ -70,6 +70,27 @@ pub trait Control: Send + Sync + 'static {
     /// # Errors
     /// `NotFound`, or `InUse` when it is the port of an attachment.
     fn delete_port(&self, name: &str) -> Result<(), ApiError>;
+
+    /// Sets the policy of a port, which goes on meanwhile; in force with the next burst of each PMD.
+    /// [`Created::Existing`] when it had one before, the same or another.
+    ///
+    /// # Errors
+    /// `NotFound`, or `Internal` when the record of its attachment cannot be written.
+    fn put_policy(&self, port: &str, policy: Policy) -> Result<(Port, Created), ApiError> {
+        let (attachments, ports) = self.attachments();
+        let (port, before) = attachments.set_policy(ports, port, Some(policy))?;
+        Ok((port, if before.is_some() { Created::Existing } else { Created::New }))
+    }
+
+    /// Takes the policy off a port: its guest may send and receive everything.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no such port, or it has no policy; `Internal` as above.
+    fn delete_policy(&self, port: &str) -> Result<(), ApiError> {
+        let (attachments, ports) = self.attachments();
+        let (_, before) = attachments.set_policy(ports, port, None)?;
+        before.map(drop).ok_or_else(|| ApiError::not_found("policy", port))
+    }
 
     /// Every segment that has settings or ports, by number.
     fn list_vnis(&self) -> VniList;

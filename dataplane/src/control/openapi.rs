@@ -17,6 +17,7 @@ use super::routes;
     servers((url = "http://localhost", description = "over the UNIX socket; the host name is ignored")),
     paths(
         routes::list_ports, routes::get_port, routes::put_port, routes::delete_port,
+        routes::put_policy, routes::delete_policy,
         routes::list_vnis, routes::put_vni, routes::delete_vni,
         routes::list_fdb, routes::put_fdb, routes::delete_fdb,
         routes::list_networks, routes::list_attachments, routes::get_attachment,

@@ -16,9 +16,9 @@ use axum::{
 use serde::Deserialize;
 use slipway_api::{
     ApiError, Attachment, AttachmentList, AttachmentSpec, Created, ErrorReply, ExplainReply,
-    ExplainRequest, FdbEntry, FdbFilter, FdbList, Health, HealthStatus, NetworkList, PmdList, Port,
-    PortList, PortSpec, StaticEntry, StaticEntrySpec, Stats, Version, Vni, VniList, VniSpec,
-    check_interface, check_owner,
+    ExplainRequest, FdbEntry, FdbFilter, FdbList, Health, HealthStatus, NetworkList, PmdList,
+    Policy, Port, PortList, PortSpec, StaticEntry, StaticEntrySpec, Stats, Version, Vni, VniList,
+    VniSpec, check_interface, check_owner,
 };
 
 use super::{
@@ -65,6 +65,8 @@ pub fn table() -> Vec<Route> {
         GET "/v1/ports/{name}" => get_port;
         PUT "/v1/ports/{name}" => put_port;
         DELETE "/v1/ports/{name}" => delete_port;
+        PUT "/v1/ports/{name}/policy" => put_policy;
+        DELETE "/v1/ports/{name}/policy" => delete_policy;
         GET "/v1/vnis" => list_vnis;
         PUT "/v1/vnis/{vni}" => put_vni;
         DELETE "/v1/vnis/{vni}" => delete_vni;
@@ -177,6 +179,42 @@ pub(super) async fn delete_port(
     PathParts(name): PathParts<String>,
 ) -> Reply<StatusCode> {
     api.control.delete_port(&name)?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Sets the policy of a port: which frames its guest may send and receive. The port goes on meanwhile.
+#[utoipa::path(put, path = "/v1/ports/{name}/policy", tag = "ports",
+    params(("name" = String, Path, description = "The port's name")),
+    request_body = Policy,
+    responses(
+        (status = 200, description = "It had a policy; this one is in force now", body = Port),
+        (status = 201, description = "It had none before", body = Port),
+        (status = 404, description = "There is no port of this name", body = ErrorReply),
+        (status = 422, description = "A rule is refused", body = ErrorReply),
+        (status = "default", description = "Refused", body = ErrorReply),
+    ))]
+pub(super) async fn put_policy(
+    State(api): State<Api>,
+    PathParts(name): PathParts<String>,
+    JsonBody(policy): JsonBody<Policy>,
+) -> Reply<Response> {
+    policy.check()?;
+    Ok(created(api.control.put_policy(&name, policy)?))
+}
+
+/// Takes the policy off a port: its guest may send and receive everything.
+#[utoipa::path(delete, path = "/v1/ports/{name}/policy", tag = "ports",
+    params(("name" = String, Path, description = "The port's name")),
+    responses(
+        (status = 204, description = "It is gone"),
+        (status = 404, description = "There is no port of this name, or it has no policy", body = ErrorReply),
+        (status = "default", description = "Refused", body = ErrorReply),
+    ))]
+pub(super) async fn delete_policy(
+    State(api): State<Api>,
+    PathParts(name): PathParts<String>,
+) -> Reply<StatusCode> {
+    api.control.delete_policy(&name)?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -111,9 +111,13 @@ impl Switch {
         let mut tables = Tables { neighbours: state.neighbours(), ..Tables::default() };
         let slots = state.ports.values().map(|e| e.vport.id.0 as usize + 1).max().unwrap_or(0);
         tables.ports.resize(slots, None);
+        let mut rules = vec![None; slots];
         for entry in state.ports.values() {
-            tables.ports[entry.vport.id.0 as usize] = Some(Arc::clone(&entry.vport));
+            let at = entry.vport.id.0 as usize;
+            tables.ports[at] = Some(Arc::clone(&entry.vport));
+            rules[at].clone_from(&entry.rules);
         }
+        tables.policies = self.shared.tables.load().policies.next(rules);
         let slots = state.vnis.values().map(|e| usize::from(e.segment) + 1).max().unwrap_or(0);
         tables.segments.resize(slots, None);
         for (&vni, entry) in &state.vnis {

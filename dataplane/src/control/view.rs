@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 
 use slipway_api::{
     AppliedPortSpec, Direction, EgressStats, IngressStats, LinkState, MemoryRegion, Pmd, PmdList,
-    PmdRing, Port, PortStats, Ring, RingState,
+    PmdRing, Port, PortStats, Ring, RingState, StageSamples,
 };
 
 use crate::clock;
 use crate::pmd::Pmds;
 use crate::port::Vport;
 use crate::port::vhost_user::RingInfo;
+use crate::stats::stages::{Stage, StageCounters};
 use crate::stats::{Counter, DropReason, Drops};
 use crate::vhost::device::LinkEvent;
 
@@ -113,6 +114,19 @@ fn add_drops(sums: &mut BTreeMap<String, u64>, drops: &Drops) {
     }
 }
 
+fn samples(stages: &StageCounters) -> StageSamples {
+    StageSamples {
+        bursts: stages.bursts.get(),
+        frames: stages.frames.get(),
+        take_cycles: stages.ticks(Stage::Take),
+        judge_cycles: stages.ticks(Stage::Judge),
+        deliver_cycles: stages.ticks(Stage::Deliver),
+        settle_cycles: stages.ticks(Stage::Settle),
+        empty_looks: stages.empty_looks.get(),
+        empty_cycles: stages.empty_ticks.get(),
+    }
+}
+
 /// The PMD threads, with the vrings that the links of `vports` say they poll.
 pub fn pmds(pmds: &Pmds, vports: &[&Vport]) -> PmdList {
     let mut rings: BTreeMap<u32, Vec<PmdRing>> = BTreeMap::new();
@@ -137,6 +151,11 @@ pub fn pmds(pmds: &Pmds, vports: &[&Vport]) -> PmdList {
             frames: counters.frames.get(),
             sleeps: counters.sleeps.get(),
             wakeups: counters.wakeups.get(),
+            kick_check_cycles: counters.kick_check_ticks.get(),
+            sleep_cycles: counters.sleep_ticks.get(),
+            polled_rings: counters.polled_rings.get(),
+            armed_rings: counters.armed_rings.get(),
+            samples: samples(&counters.stages),
         }
     };
     PmdList {

@@ -123,8 +123,10 @@ impl Loop {
             self.take_visits(before);
             if self.polled.is_empty() {
                 self.sleep();
-                before = clock::ticks();
-                last_check = before;
+                let now = clock::ticks();
+                self.counters.sleep_ticks.add(now.wrapping_sub(before));
+                before = now;
+                last_check = now;
                 continue;
             }
             let round = self.round(before);
@@ -137,9 +139,12 @@ impl Loop {
                 last_check = now;
                 self.worker.set_now(clock::seconds());
                 self.collect_kicks(EpollTimeout::ZERO);
+                before = clock::ticks();
+                self.counters.kick_check_ticks.add(before.wrapping_sub(now));
             } else if round == Round::OnlySilent && !self.polled.is_empty() {
                 self.collect_kicks(POLL_ONLY_NAP_MS.into());
                 before = clock::ticks();
+                self.counters.sleep_ticks.add(before.wrapping_sub(now));
             }
         }
     }
@@ -306,6 +311,7 @@ impl Loop {
                 self.poll_again(slot, now);
             }
         }
+        self.count_rings();
     }
 
     /// Nothing is polled: sleeps until a kick or a message.

@@ -41,6 +41,10 @@ drop_reasons! {
     OffloadNotNegotiated = "offload_not_negotiated",
     /// The source address is not one that this vport may use.
     Spoofed = "spoofed",
+    /// The policy of the sending vport does not allow it.
+    PolicyEgress = "policy_egress",
+    /// The policy of the receiving vport does not allow it.
+    PolicyIngress = "policy_ingress",
     /// No vport of the VNI is known to own the destination address, and the VNI does not flood.
     NoRoute = "no_route",
     /// The destination is the vport that the frame came from.

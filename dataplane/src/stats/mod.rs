@@ -22,10 +22,12 @@
 //! counters the PMD that holds the RX vring's lock. Readers are the control thread and the metrics.
 
 mod drop_reason;
+pub mod stages;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use drop_reason::DropReason;
+use stages::StageCounters;
 
 /// One writer at a time, any number of readers.
 #[derive(Debug, Default)]
@@ -124,12 +126,18 @@ pub struct PmdCounters {
     pub busy_ticks: Counter,
     /// Clock ticks spent in rounds that found none.
     pub idle_ticks: Counter,
+    /// Clock ticks spent looking for kicks between rounds.
+    pub kick_check_ticks: Counter,
+    /// Clock ticks slept; a sleep counts when it ends.
+    pub sleep_ticks: Counter,
     /// Times the thread went to sleep.
     pub sleeps: Counter,
     /// Kicks from guests that put a sleeping vring back to polling.
     pub wakeups: Counter,
     /// Source addresses that could not be reported for learning, as the queue was full.
     pub learn_overflow: Counter,
+    /// Where the busy time goes: samples.
+    pub stages: StageCounters,
     /// Gauge: vrings polled now.
     pub polled_rings: Counter,
     /// Gauge: vrings armed to kick now.

@@ -13,6 +13,7 @@ use dataplane::tables::UnknownUnicast;
 use dataplane::testing::VirtioNetHdr;
 use dataplane::vring::MAX_SEGMENTS;
 use dataplane::wire::Mac;
+use slipway_api::PolicyAction;
 
 /// A frame on its way.
 #[derive(Debug, Clone)]
@@ -47,6 +48,8 @@ pub struct Tally {
 #[derive(Debug)]
 pub struct Port {
     pub rules: VportRules,
+    /// Its policy has no rules: what it does with frames from the guest, and to it.
+    pub policy: Option<(PolicyAction, PolicyAction)>,
     /// Bytes of one receive buffer, virtio-net header included.
     pub buffer: usize,
     pub mergeable: bool,
@@ -138,7 +141,7 @@ impl Model {
         last: &mut Option<Mac>,
     ) -> Result<Route, DropReason> {
         let Sent { header, bytes, descriptors } = sent;
-        let Port { rules, checksums, .. } = &self.ports[from];
+        let Port { rules, policy, checksums, .. } = &self.ports[from];
         if *descriptors > MAX_SEGMENTS {
             return Err(DropReason::TooManySegments);
         }
@@ -166,6 +169,9 @@ impl Model {
         let is_own = rules.mac == Some(source.key());
         if rules.anti_spoof && !is_own {
             return Err(DropReason::Spoofed);
+        }
+        if matches!(policy, Some((PolicyAction::Deny, _))) {
+            return Err(DropReason::PolicyEgress);
         }
         let segment = rules.segment;
         // Of frames in a row from one source, the first is looked at.
@@ -203,6 +209,16 @@ impl Model {
         broken: &mut Vec<usize>,
     ) {
         let port = &mut self.ports[to];
+        if matches!(port.policy, Some((_, PolicyAction::Deny))) {
+            // Nobody looks at the ring.
+            for &at in meant {
+                port.egress.drops[DropReason::PolicyIngress as usize] += 1;
+                if fates[at] == Some(DropReason::NoReceiver) {
+                    fates[at] = Some(DropReason::PolicyIngress);
+                }
+            }
+            return;
+        }
         if port.rx == Rx::Rotten {
             broken.push(to);
             port.rx = Rx::Broken;

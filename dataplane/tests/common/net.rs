@@ -7,6 +7,7 @@ use dataplane::flow::HashSeed;
 use dataplane::neighbour::Neighbours;
 use dataplane::pipeline::{Burst, Taken, Worker};
 use dataplane::pmd::{Report, Reports};
+use dataplane::policy::Policies;
 use dataplane::port::cell::Slot;
 use dataplane::port::{PortId, Vport, VportRules};
 use dataplane::stats::PmdCounters;
@@ -65,6 +66,7 @@ impl Net {
                 ports: Vec::new(),
                 segments: segments.iter().enumerate().map(segment).collect(),
                 neighbours: Neighbours::default(),
+                policies: Policies::default(),
             },
             fdb: Fdb::new(1024, seed),
             reports: Reports::new(4096),

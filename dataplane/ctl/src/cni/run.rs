@@ -106,6 +106,8 @@ async fn add(
         mtu: config.mtu,
         queue_pairs: config.queue_pairs,
         labels,
+        // The policy of a pod is set by its port, by whoever knows it.
+        policy: None,
     };
     let Target { container, interface, .. } = target;
     match client.attach(container, interface, &spec).await {

@@ -3,10 +3,13 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use slipway_api::{ApiError, AppliedPortSpec, ErrorCode, LinkState, Port, PortMode, PortSpec};
+use slipway_api::{
+    ApiError, AppliedPortSpec, ErrorCode, LinkState, Policy, Port, PortMode, PortSpec,
+};
 
 use crate::attach::{PodPort, PodPorts};
 use crate::control::{housekeeping, refusal, view};
+use crate::policy::rules::Rules;
 use crate::port::vhost_user::VhostUserPort;
 use crate::port::{Vport, VportRules};
 use crate::spoof::Bound;
@@ -87,7 +90,8 @@ impl Switch {
             let pinned = self.shared.fdb.insert_static(segment, wire::Mac(mac.0), id);
             pinned.map_err(|refused| refused_static(state, refused, mac))?;
         }
-        let entry = PortEntry { spec, vport: Arc::clone(&vport), tap: None, user };
+        let rules = spec.policy.as_ref().map(|policy| Arc::new(Rules::new(policy)));
+        let entry = PortEntry { spec, vport: Arc::clone(&vport), rules, tap: None, user };
         state.ports.insert(entry.spec.name.clone(), entry);
         self.publish(state);
         Ok(vport)
@@ -168,6 +172,23 @@ impl PodPorts for Switch {
 
     fn close_pod(&self, name: &str) {
         self.remove(&mut self.lock(), name);
+    }
+
+    fn set_policy(
+        &self,
+        name: &str,
+        policy: Option<Policy>,
+    ) -> Result<(Port, Option<Policy>), ApiError> {
+        let mut state = self.lock();
+        let entry = state.ports.get_mut(name).ok_or_else(|| ApiError::not_found("port", name))?;
+        let before = entry.spec.policy.clone();
+        if before != policy {
+            entry.rules = policy.as_ref().map(|policy| Arc::new(Rules::new(policy)));
+            entry.spec.policy = policy;
+            self.publish(&state);
+        }
+        let entry = &state.ports[name];
+        Ok((view::port(&entry.spec, &entry.vport), before))
     }
 
     fn pod_link(&self, name: &str) -> Option<LinkState> {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use slipway_api::{AppliedPortSpec, UnknownUnicast as Policy, VniSpec};
 
 use crate::neighbour::{Neighbour, Neighbours};
+use crate::policy::rules::Rules;
 use crate::port::tap::TapPort;
 use crate::port::{PortId, Vport};
 use crate::tables::UnknownUnicast;
@@ -23,6 +24,8 @@ pub(super) struct State {
 pub(super) struct PortEntry {
     pub(super) spec: AppliedPortSpec,
     pub(super) vport: Arc<Vport>,
+    /// Its policy, as PMDs ask it; the same ones as long as the policy is.
+    pub(super) rules: Option<Arc<Rules>>,
     /// What is on the far side in place of a socket.
     pub(super) tap: Option<TapPort>,
     /// Whose it is, if it is not of those who ask for ports.

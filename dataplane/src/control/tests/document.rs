@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use axum::routing::MethodFilter;
 use serde_json::{Value, json};
-use slipway_api::{AttachmentSpec, ErrorCode, Mac, PortSpec, VniSpec};
+use slipway_api::{AttachmentSpec, ErrorCode, Mac, Policy, PolicyRule, PortSpec, VniSpec};
 
 use super::{Answer, Rig, schema::faults};
 use crate::control::{openapi, routes};
@@ -101,6 +101,12 @@ fn is_instance(route: &str, path: &str) -> bool {
 fn every_operation_answers_as_documented_with_every_documented_status() {
     let rig = Rig::start();
     let mut walk = Walk { rig: &rig, document: document(), judged: BTreeSet::new() };
+    let all_of_a_rule = [
+        "deny egress ip ipv4 protocol tcp remote 10.0.0.0/8 ports 80-90 source-ports 1024-65535",
+        "allow ingress protocol icmp icmp-type 8",
+    ];
+    let rules = all_of_a_rule.iter().map(|text| text.parse::<PolicyRule>().expect("a rule"));
+    let policy = Policy { rules: rules.collect(), ..Policy::default() };
     let everything = serde_json::to_value(PortSpec {
         name: "a".into(),
         vni: 7,
@@ -111,6 +117,7 @@ fn every_operation_answers_as_documented_with_every_documented_status() {
         mac_quota: Some(3),
         anti_spoof: Some(true),
         mtu: Some(1500),
+        policy: Some(policy.clone()),
         ..PortSpec::named("a")
     })
     .expect("serialises");
@@ -119,6 +126,14 @@ fn every_operation_answers_as_documented_with_every_documented_status() {
     walk.ask("PUT", "/v1/ports/a", Some(&json!({"vni": 8})), 409);
     walk.ask("PUT", "/v1/ports/b", Some(&json!({"vni": 7, "mode": "connect"})), 201);
     walk.ask("PUT", "/v1/ports/b", Some(&json!({"queue_pairs": 0})), 422);
+    let rules = serde_json::to_value(&policy).expect("serialises");
+    walk.ask("PUT", "/v1/ports/a/policy", Some(&rules), 200);
+    walk.ask("PUT", "/v1/ports/b/policy", Some(&json!({"egress_default": "allow"})), 201);
+    walk.ask("PUT", "/v1/ports/none/policy", Some(&rules), 404);
+    let refused = json!({"rules": [{"action": "deny", "direction": "egress", "ports": "80"}]});
+    walk.ask("PUT", "/v1/ports/b/policy", Some(&refused), 422);
+    walk.ask("DELETE", "/v1/ports/b/policy", None, 204);
+    walk.ask("DELETE", "/v1/ports/b/policy", None, 404);
     rig.switch.connect("a");
     rig.switch.break_port("b", "ring 1: the available index jumped by 4711");
     rig.switch.learn(7, Mac([2, 0, 0, 0, 0, 9]), "b");
@@ -157,6 +172,7 @@ fn every_operation_answers_as_documented_with_every_documented_status() {
         mtu: Some(1400),
         queue_pairs: Some(2),
         labels: [("pod".to_owned(), "web".to_owned())].into(),
+        policy: Some(policy),
     };
     let wanted = serde_json::to_value(wanted).expect("serialises");
     let attachment = "/v1/attachments/sandbox/eth0";
@@ -245,7 +261,7 @@ fn every_body_refuses_fields_that_its_schema_does_not_name() {
         assert_eq!(error.field.as_deref(), Some("no_such_field"), "{method} {path}");
         asked += 1;
     }
-    assert_eq!(asked, 5);
+    assert_eq!(asked, 6);
 }
 
 #[test]

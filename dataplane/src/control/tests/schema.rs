@@ -63,6 +63,12 @@ impl Judge<'_> {
                         }
                     }
                 }
+                "maxItems" => {
+                    let most = rule.as_u64().expect("limits in use are small");
+                    if value.as_array().is_some_and(|items| items.len() as u64 > most) {
+                        faults.push(format!("{at}: more than {most} items"));
+                    }
+                }
                 "minimum" | "maximum" => {
                     let limit = rule.as_i64().expect("limits in use are small");
                     // What is no number is `type`'s affair; what is above i64 is above any limit.
@@ -145,6 +151,7 @@ fn the_judge_finds_what_a_schema_does_not_allow() {
             "name": {"type": "string", "maxLength": 4},
             "vni": {"type": "integer", "minimum": 0, "maximum": 7},
             "link": {"type": "string", "enum": ["up", "down"]},
+            "rings": {"type": "array", "maxItems": 1},
             "drops": {"type": "object", "additionalProperties": {"type": "integer"}},
         },
     }}}});
@@ -157,6 +164,7 @@ fn the_judge_finds_what_a_schema_does_not_allow() {
         json!({"name": "abcde"}),
         json!({"name": "a", "vni": 8}),
         json!({"name": "a", "vni": -1}),
+        json!({"name": "a", "rings": [0, 1]}),
         json!({"name": "a", "link": "left"}),
         json!({"name": "a", "drops": {"x": "1"}}),
         json!({"name": "a", "new": 1}),

@@ -8,6 +8,7 @@ use crate::fdb::Fdb;
 use crate::flow::HashSeed;
 use crate::neighbour::Neighbours;
 use crate::pmd::Reports;
+use crate::policy::Policies;
 use crate::port::cell::Slot;
 use crate::port::{PortId, VportRules};
 use crate::tables::{Segment, UnknownUnicast};
@@ -52,6 +53,7 @@ impl Stepped {
             ports: all.vports.iter().cloned().map(Some).collect(),
             segments: vec![Some(segment)],
             neighbours: Neighbours::default(),
+            policies: Policies::default(),
         }));
         all
     }
