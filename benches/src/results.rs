@@ -361,6 +361,8 @@ pub(crate) mod tests {
         let (results, testpmd) = (results(1.0, 1.0), ("64", PeerKind::Testpmd));
         assert_eq!(results.figure(testpmd, Figure::Mpps).to_string(), "not installed");
         assert_eq!(results.ratio(OURS, testpmd, Figure::Mpps).to_string(), "not installed");
-        assert_eq!(results.figure(OVS, Figure::P50Us).to_string(), "not measured");
+        assert_eq!(results.figure(OVS, Figure::P50Us).to_string(), "not counted");
+        let other = ("256", PeerKind::Ovs);
+        assert_eq!(results.figure(other, Figure::Mpps).to_string(), "not measured");
     }
 }

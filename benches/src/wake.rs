@@ -270,9 +270,9 @@ fn answer(event: &EventFd, shared: &FloorShared) -> Result<()> {
     let mut events = [EpollEvent::default()];
     while shared.is_over.load(Ordering::Acquire) == 0 {
         if epoll.wait(-1, &mut events)? > 0 {
-            // As a switch does that finds a frame: first the answer, then what is to be tidied up.
-            shared.answered.fetch_add(1, Ordering::Release);
+            // Before the answer: what is written after it must wake us again.
             event.read()?;
+            shared.answered.fetch_add(1, Ordering::Release);
         }
     }
     Ok(())
