@@ -4,6 +4,7 @@
 //! several rounds interleaved, as a median with its spread.
 
 pub mod belongings;
+pub mod circle;
 pub mod ends;
 pub mod figures;
 pub mod host;
@@ -11,6 +12,7 @@ pub mod interrupt;
 pub mod local;
 pub mod machine;
 pub mod measure;
+pub mod order;
 pub mod peer;
 pub mod ports;
 pub mod reference;
@@ -21,3 +23,4 @@ pub mod runner;
 pub mod scenario;
 pub mod stats;
 pub mod traffic;
+pub mod wake;

@@ -15,19 +15,18 @@ use crate::peer::ideal::Ideal;
 use crate::peer::{Peer, Work, number};
 use crate::scenario::{Figure, Scenario, Traffic};
 use crate::traffic::{self, Pattern};
+use crate::wake::{self, Quantiles};
 
 /// Frames of the proof, in each direction.
 const PROOF_FRAMES: u64 = 20_000;
 /// And when they are super-frames.
 const PROOF_SUPER_FRAMES: u64 = 500;
 /// How long a frame may take before it counts as lost.
-const LOST: Duration = Duration::from_secs(1);
+pub const LOST: Duration = Duration::from_secs(1);
 /// Between two round trips.
 const PAUSE_US: u64 = 20;
-/// A silence in which a port falls asleep.
-const SILENCE: Duration = Duration::from_millis(10);
-/// What precedes a window, so that it begins in full swing.
-const WARM_UP_MS: u64 = 20;
+/// A silence in which what is under way arrives.
+pub const SILENCE: Duration = Duration::from_millis(10);
 /// Least time over which CPU time is told: less is noise.
 const IDLE_MS: u64 = 200;
 
@@ -38,9 +37,26 @@ pub struct Sample {
     pub figures: BTreeMap<Figure, f64>,
     /// Share of turns in which the sender's ring was full.
     pub full_share: Option<f64>,
+    /// Share of its time that the polling thread looked for frames in vain, where guests are DPDK's.
+    pub idle_share: Option<f64>,
+    /// Single measurements that were dropped because the generator was off its core.
+    pub disturbed: u64,
+    /// How long it took, in milliseconds.
+    pub length_ms: f64,
 }
 
-/// Measures `scenario` for `ms` milliseconds between `guests`, those at the first ports.
+/// How it is measured.
+#[derive(Debug, Clone, Copy)]
+pub struct Conditions {
+    /// Length of a window in milliseconds.
+    pub window_ms: u64,
+    /// Length of what precedes it, so that it begins in full swing.
+    pub warm_up_ms: u64,
+    /// The polling thread's core.
+    pub core: usize,
+}
+
+/// Measures `scenario` between `guests`, one at each port.
 ///
 /// # Errors
 /// The switch broke a rule, lost a lone frame, or does not say what it did; someone wants us to end.
@@ -48,15 +64,20 @@ pub fn measure(
     scenario: &Scenario,
     guests: &mut [Guest],
     peer: &mut dyn Peer,
-    ms: u64,
+    conditions: &Conditions,
 ) -> Result<Sample> {
     interrupt::check()?;
     let len = scenario.frame_bytes();
+    let ms = conditions.window_ms;
+    if let traffic @ (Traffic::WakeUp | Traffic::WakeUpBusy) = scenario.traffic {
+        return wake::measure((traffic, len), guests, peer.sleeps(), conditions);
+    }
+    let guests = &mut guests[..scenario.setup.active];
     match scenario.traffic {
         Traffic::Idle => return idle(peer, ms),
-        Traffic::RoundTrip => return round_trips(guests, len, ms),
-        Traffic::WakeUp => return wake_ups(guests, len, ms),
-        Traffic::OneWay | Traffic::BothWays | Traffic::Fan => {}
+        Traffic::RoundTrip => return round_trips(guests, len, conditions),
+        Traffic::Circle => bail!("DPDK's guests have their own measurement"),
+        _ => {}
     }
     let receivers: Vec<u32> = (1..guests.len()).map(number).collect();
     let pattern = |from, to: &[u32]| match scenario.setup.tso {
@@ -74,21 +95,26 @@ pub fn measure(
         _ => vec![(sources.remove(0), pattern(first, &receivers[..1]))],
     };
     let both = scenario.traffic == Traffic::BothWays;
-    forwarding(&mut senders, &mut sinks[usize::from(!both)..], ms, || peer.work())
+    forwarding(&mut senders, &mut sinks[usize::from(!both)..], conditions, || peer.work())
 }
 
 /// Measures one way through the ideal loop.
 ///
 /// # Errors
 /// As [`measure`].
-pub fn measure_ideal(scenario: &Scenario, ideal: &mut Ideal, ms: u64) -> Result<Sample> {
+pub fn measure_ideal(
+    scenario: &Scenario,
+    ideal: &mut Ideal,
+    conditions: &Conditions,
+) -> Result<Sample> {
     interrupt::check()?;
     let pattern = Pattern::udp(number(0), &[number(1)], scenario.frame_bytes(), scenario.flows);
     let Ideal { source, sink, shared, .. } = ideal;
-    forwarding(&mut [(source, pattern)], &mut [sink], ms, || Ok(Some(shared.work())))
+    forwarding(&mut [(source, pattern)], &mut [sink], conditions, || Ok(Some(shared.work())))
 }
 
-fn rings(guests: &mut [Guest]) -> (Vec<&mut RxQueue>, Vec<&mut TxQueue>) {
+/// The receive rings and the transmit rings of guests.
+pub fn rings(guests: &mut [Guest]) -> (Vec<&mut RxQueue>, Vec<&mut TxQueue>) {
     let rings = guests.iter_mut().map(|guest| {
         let QueuePair { rx, tx } = guest.pair(0);
         (rx, tx)
@@ -99,10 +125,10 @@ fn rings(guests: &mut [Guest]) -> (Vec<&mut RxQueue>, Vec<&mut TxQueue>) {
 fn forwarding<S: Source, R: Sink>(
     senders: &mut [(&mut S, Pattern)],
     receivers: &mut [&mut R],
-    ms: u64,
+    &Conditions { window_ms: ms, warm_up_ms, .. }: &Conditions,
     mut work: impl FnMut() -> Result<Option<Work>>,
 ) -> Result<Sample> {
-    traffic::window(senders, receivers, WARM_UP_MS)?;
+    traffic::window(senders, receivers, warm_up_ms)?;
     let before = work()?;
     let window = traffic::window(senders, receivers, ms)?;
     let after = work()?;
@@ -111,10 +137,7 @@ fn forwarding<S: Source, R: Sink>(
     ensure!(window.frames > 0, "No frame came through in {ms} ms");
     std::hint::black_box(window.seen);
     let cycles = match (before, after) {
-        (Some(before), Some(after)) => {
-            let frames = after.frames - before.frames;
-            Some((after.busy_ticks - before.busy_ticks) as f64 / frames.max(1) as f64)
-        }
+        (Some(before), Some(after)) => after.ticks_per_frame_since(&before),
         // It polls all the time; if it had frames all the time, all of the window went into them.
         _ if window.is_generator_bound() => None,
         _ => Some(window.seconds * 1e6 * clock::ticks_per_us() as f64 / window.frames as f64),
@@ -122,7 +145,8 @@ fn forwarding<S: Source, R: Sink>(
     let mut figures =
         BTreeMap::from([(Figure::Mpps, window.mpps()), (Figure::Gbps, window.gbps())]);
     figures.extend(cycles.map(|cycles| (Figure::CyclesPerFrame, cycles)));
-    Ok(Sample { figures, full_share: Some(window.full_share()) })
+    let (full_share, length_ms) = (Some(window.full_share()), window.seconds * 1e3);
+    Ok(Sample { figures, full_share, length_ms, ..Sample::default() })
 }
 
 fn idle(peer: &mut dyn Peer, ms: u64) -> Result<Sample> {
@@ -133,41 +157,35 @@ fn idle(peer: &mut dyn Peer, ms: u64) -> Result<Sample> {
     std::thread::sleep(Duration::from_millis(ms.max(IDLE_MS)));
     let used = Process::cpu_ns(peer.pid())?.saturating_sub(before) as f64;
     let passed = (clock::ticks() - begin) as f64 * 1e3 / clock::ticks_per_us() as f64;
-    Ok(Sample { figures: [(Figure::CpuPercent, used / passed * 100.0)].into(), full_share: None })
+    let figures = [(Figure::CpuPercent, used / passed * 100.0)].into();
+    Ok(Sample { figures, length_ms: passed / 1e6, ..Sample::default() })
 }
 
-fn round_trips(guests: &mut [Guest], len: usize, ms: u64) -> Result<Sample> {
+fn round_trips(guests: &mut [Guest], len: usize, conditions: &Conditions) -> Result<Sample> {
     let mut there = Pattern::udp(number(0), &[number(1)], len, 1);
     let mut back = Pattern::udp(number(1), &[number(0)], len, 1);
     let (mut sinks, mut sources) = rings(guests);
     let per_us = clock::ticks_per_us();
-    let end = clock::ticks() + ms * 1000 * per_us;
+    let warm = clock::ticks() + conditions.warm_up_ms * 1000 * per_us;
+    let end = warm + conditions.window_ms * 1000 * per_us;
     let mut taken = Vec::new();
     while clock::ticks() < end || taken.is_empty() {
         let begin = clock::ticks();
         pass(sources[0], sinks[1], &mut there)?;
         pass(sources[1], sinks[0], &mut back)?;
         let now = clock::ticks();
-        taken.push(now - begin);
+        if begin >= warm {
+            taken.push(now - begin);
+        }
         while clock::ticks() < now + PAUSE_US * per_us {
             std::hint::spin_loop();
         }
     }
-    Ok(latencies(taken))
-}
-
-fn wake_ups(guests: &mut [Guest], len: usize, ms: u64) -> Result<Sample> {
-    let mut pattern = Pattern::udp(number(0), &[number(1)], len, 1);
-    let (mut sinks, mut sources) = rings(guests);
-    let end = clock::ticks() + ms * 1000 * clock::ticks_per_us();
-    let mut taken = Vec::new();
-    while clock::ticks() < end || taken.is_empty() {
-        std::thread::sleep(SILENCE);
-        let begin = clock::ticks();
-        pass(sources[0], sinks[1], &mut pattern)?;
-        taken.push(clock::ticks() - begin);
-    }
-    Ok(latencies(taken))
+    let quantiles = Quantiles::of(taken).context("No round trip")?;
+    let us = |ticks: u64| ticks as f64 / per_us as f64;
+    let figures = [(Figure::P50Us, us(quantiles.p50)), (Figure::P99Us, us(quantiles.p99))];
+    let length_ms = (clock::ticks() - warm) as f64 / per_us as f64 / 1e3;
+    Ok(Sample { figures: figures.into(), length_ms, ..Sample::default() })
 }
 
 /// One frame, and waiting for it.
@@ -183,44 +201,46 @@ fn pass(source: &mut TxQueue, sink: &mut RxQueue, pattern: &mut Pattern) -> Resu
     Ok(())
 }
 
-fn latencies(mut ticks: Vec<u64>) -> Sample {
-    ticks.sort_unstable();
-    let at = |percent: usize| {
-        let index = (ticks.len() * percent / 100).min(ticks.len() - 1);
-        ticks[index] as f64 / clock::ticks_per_us() as f64
-    };
-    let figures = [(Figure::P50Us, at(50)), (Figure::P99Us, at(99))];
-    Sample { figures: figures.into(), full_share: None }
-}
-
 /// Sends from each guest to its neighbour until that arrives: the switch has started its rings and
 /// knows where everybody is.
 ///
 /// # Errors
 /// Nothing arrives.
 pub fn settle(guests: &mut [Guest]) -> Result<()> {
-    const LIMIT_S: u64 = 20;
-    let deadline = clock::ticks() + LIMIT_S * 1_000_000 * clock::ticks_per_us();
     let (mut sinks, mut sources) = rings(guests);
     for from in (0..sources.len()).chain([0]) {
         let to = if from == 0 { 1 } else { 0 };
-        let mut pattern = Pattern::hello(number(from), number(to));
-        loop {
-            interrupt::check()?;
-            sources[from].send_burst(1, |slot| pattern.fill(slot))?;
-            sources[from].outstanding()?;
-            std::thread::sleep(Duration::from_millis(1));
-            if sinks[to].receive_burst(64, |_| ())? > 0 {
-                break;
-            }
-            if clock::ticks() > deadline {
-                bail!("Nothing arrives at guest {to} from guest {from} within {LIMIT_S} s");
-            }
-        }
+        introduce(sources[from], sinks[to], (from, to))?;
     }
     // A switch that asks another thread of its own where to send them may still have some.
     std::thread::sleep(SILENCE);
     traffic::drain_all(&mut sources, &mut sinks)
+}
+
+/// Sends from the guest at port `from` to that at port `to` until something arrives there.
+///
+/// # Errors
+/// Nothing does.
+pub fn introduce(
+    source: &mut TxQueue,
+    sink: &mut RxQueue,
+    (from, to): (usize, usize),
+) -> Result<()> {
+    const LIMIT_S: u64 = 20;
+    let deadline = clock::ticks() + LIMIT_S * 1_000_000 * clock::ticks_per_us();
+    let mut pattern = Pattern::hello(number(from), number(to));
+    loop {
+        interrupt::check()?;
+        source.send_burst(1, |slot| pattern.fill(slot))?;
+        source.outstanding()?;
+        std::thread::sleep(Duration::from_millis(1));
+        if sink.receive_burst(64, |_| ())? > 0 {
+            return Ok(());
+        }
+        if clock::ticks() > deadline {
+            bail!("Nothing arrives at guest {to} from guest {from} within {LIMIT_S} s");
+        }
+    }
 }
 
 /// Proves that what `guests` send each other arrives once, in order and byte for byte.

@@ -4,11 +4,62 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use crate::host::Calibration;
 use crate::measure::Sample;
 use crate::peer::PeerKind;
 use crate::scenario::{Figure, Scenario};
 use crate::stats::Rounds;
 use crate::traffic::is_generator_bound;
+
+/// Marks a ratio of times per frame.
+const BY_CYCLES: &str = " by cycles per frame";
+/// A switch that is idle for more than this share was not the limit.
+const MOST_IDLE: f64 = 0.1;
+
+/// What the hypervisor took, and what was done about it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Steal {
+    /// Windows that were measured, all together.
+    pub windows: u64,
+    /// Those that were discarded and measured anew.
+    pub discarded: u64,
+    /// Those that were kept although time was stolen, after a few that were discarded.
+    pub kept: u64,
+    /// Milliseconds that it took of all of them.
+    pub stolen_ms: u64,
+}
+
+impl Steal {
+    /// Counts a window, and says whether it is to be kept.
+    pub fn count(&mut self, stolen_ms: u64, is_clean: bool, is_last: bool) -> bool {
+        self.windows += 1;
+        self.stolen_ms += stolen_ms;
+        self.kept += u64::from(!is_clean && is_last);
+        self.discarded += u64::from(!is_clean && !is_last);
+        is_clean || is_last
+    }
+
+    /// Adds what another counted.
+    pub fn add(&mut self, other: &Self) {
+        self.windows += other.windows;
+        self.discarded += other.discarded;
+        self.kept += other.kept;
+        self.stolen_ms += other.stolen_ms;
+    }
+}
+
+/// One set-up in one round.
+#[derive(Debug, Clone, Serialize)]
+pub struct Turn {
+    /// From 0.
+    pub round: usize,
+    /// In words.
+    pub setup: String,
+    /// Who was measured when.
+    pub order: Vec<PeerKind>,
+    /// The machine just before.
+    pub calibration: Calibration,
+}
 
 /// What can be said of a figure.
 #[derive(Debug, Clone, Serialize)]
@@ -17,7 +68,15 @@ pub enum Finding {
     /// It was measured.
     Measured(Rounds),
     /// It is this or more: the generator was the limit of what is compared, not of what to.
-    AtLeast(Rounds),
+    AtLeast {
+        /// What the generator allowed.
+        rate: Rounds,
+        /// How much less time it took for a frame, where both count that.
+        by_cycles: Option<Rounds>,
+    },
+    /// Rates say nothing, as the generator was the limit of what is compared to: how much less time it
+    /// took for a frame.
+    ByCycles(Rounds),
     /// The generator was the limit, so it says nothing of the switch.
     GeneratorBound,
     /// It was not measured, for this reason.
@@ -28,7 +87,8 @@ impl Finding {
     /// The numbers, if there are some that say something.
     pub fn rounds(&self) -> Option<&Rounds> {
         match self {
-            Self::Measured(rounds) | Self::AtLeast(rounds) => Some(rounds),
+            Self::Measured(rounds) | Self::AtLeast { rate: rounds, .. } => Some(rounds),
+            Self::ByCycles(rounds) => Some(rounds),
             Self::GeneratorBound | Self::Missing(_) => None,
         }
     }
@@ -39,9 +99,17 @@ impl std::fmt::Display for Finding {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Measured(rounds) => rounds.fmt(f),
-            Self::AtLeast(rounds) => {
+            Self::AtLeast { rate, by_cycles } => {
                 f.write_str(">= ")?;
-                rounds.fmt(f)
+                rate.fmt(f)?;
+                let Some(rounds) = by_cycles else { return Ok(()) };
+                f.write_str("; ")?;
+                rounds.fmt(f)?;
+                f.write_str(BY_CYCLES)
+            }
+            Self::ByCycles(rounds) => {
+                rounds.fmt(f)?;
+                f.write_str(BY_CYCLES)
             }
             Self::GeneratorBound => f.write_str("generator-bound"),
             Self::Missing(reason) => f.write_str(reason),
@@ -68,8 +136,10 @@ pub struct Results {
     pub scenarios: Vec<Scenario>,
     /// Which switches, ours first.
     pub peers: Vec<PeerKind>,
-    /// Nanoseconds that a cache line took from core to core and back, once per round.
-    pub core_round_trip_ns: Vec<f64>,
+    /// Each set-up of each round, in the order they ran.
+    pub turns: Vec<Turn>,
+    /// What the hypervisor took.
+    pub steal: Steal,
     cells: BTreeMap<Key, Cell>,
 }
 
@@ -108,8 +178,23 @@ impl Results {
         (!shares.is_empty()).then(|| Rounds::of(shares).median)
     }
 
-    fn is_generator_bound(&self, key: Key) -> bool {
+    /// Share of its time that the polling thread looked for frames in vain: the median of the rounds.
+    fn idle_share(&self, key: Key) -> Option<f64> {
+        let samples = self.cells.get(&key)?.samples.values();
+        let shares: Vec<_> = samples.filter_map(|sample| sample.idle_share).collect();
+        (!shares.is_empty()).then(|| Rounds::of(shares).median)
+    }
+
+    /// Single measurements that were dropped because the generator was off its core.
+    pub fn disturbed(&self, key: Key) -> u64 {
+        let samples = self.cells.get(&key).into_iter().flat_map(|cell| cell.samples.values());
+        samples.map(|sample| sample.disturbed).sum()
+    }
+
+    /// Whether what sends frames, not the switch, was the limit.
+    pub fn is_generator_bound(&self, key: Key) -> bool {
         self.full_share(key).is_some_and(is_generator_bound)
+            || self.idle_share(key).is_some_and(|share| share > MOST_IDLE)
     }
 
     /// A figure of one scenario and switch.
@@ -120,13 +205,21 @@ impl Results {
             return Finding::Missing(reason);
         }
         // A switch that does not count its work, and so has no cycles here, is judged alike.
-        if self.is_generator_bound(key) && (figure.is_throughput() || samples.is_empty()) {
-            return Finding::GeneratorBound;
-        }
+        let is_bound = self.is_generator_bound(key);
         if samples.is_empty() {
-            return Finding::Missing("not measured".to_owned());
+            let is_measured = self.cells.get(&key).is_some_and(|cell| !cell.samples.is_empty());
+            return match (is_bound, is_measured) {
+                (true, _) => Finding::GeneratorBound,
+                (_, true) => Finding::Missing("not counted".to_owned()),
+                (_, false) => Finding::Missing("not measured".to_owned()),
+            };
         }
-        Finding::Measured(Rounds::of(samples))
+        let rate = Rounds::of(samples);
+        if is_bound && figure.is_throughput() {
+            Finding::AtLeast { rate, by_cycles: None }
+        } else {
+            Finding::Measured(rate)
+        }
     }
 
     /// The figure of `of` over that of `to`, round by round.
@@ -137,19 +230,24 @@ impl Results {
             }
         }
         let bound = |key| figure.is_throughput() && self.is_generator_bound(key);
+        // Of times less is better, so the other way round.
+        let by_cycles = || self.quotients(to, of, Figure::CyclesPerFrame);
         if bound(to) {
-            return Finding::GeneratorBound;
+            return by_cycles().map_or(Finding::GeneratorBound, Finding::ByCycles);
         }
+        match self.quotients(of, to, figure) {
+            None => Finding::GeneratorBound,
+            Some(rate) if bound(of) => Finding::AtLeast { rate, by_cycles: by_cycles() },
+            Some(ratios) => Finding::Measured(ratios),
+        }
+    }
+
+    /// The figure of `of` over that of `to` in the rounds that have both, if there are some.
+    fn quotients(&self, of: Key, to: Key, figure: Figure) -> Option<Rounds> {
         let (over, under) = (self.samples(of, figure), self.samples(to, figure));
         let pairs = over.iter().filter_map(|(round, a)| Some(a / under.get(round)?));
         let ratios: Vec<_> = pairs.collect();
-        if ratios.is_empty() {
-            Finding::GeneratorBound
-        } else if bound(of) {
-            Finding::AtLeast(Rounds::of(ratios))
-        } else {
-            Finding::Measured(Rounds::of(ratios))
-        }
+        (!ratios.is_empty()).then(|| Rounds::of(ratios))
     }
 }
 
@@ -162,7 +260,8 @@ pub(crate) mod tests {
     const OVS: Key = ("64", PeerKind::Ovs);
 
     fn sample(mpps: f64, full_share: f64) -> Sample {
-        Sample { figures: [(Figure::Mpps, mpps)].into(), full_share: Some(full_share) }
+        let figures = [(Figure::Mpps, mpps)].into();
+        Sample { figures, full_share: Some(full_share), ..Sample::default() }
     }
 
     /// Three rounds of two switches; a third is not there.
@@ -185,10 +284,68 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_cell_whose_ring_was_hardly_ever_full_says_so_instead_of_a_number() {
+    fn a_rate_whose_ring_was_hardly_ever_full_is_at_least_that() {
         let results = results(0.02, 0.98);
-        assert_eq!(results.figure(OURS, Figure::Mpps).to_string(), "generator-bound");
+        assert_eq!(format!("{:.1}", results.figure(OURS, Figure::Mpps)), ">= 10.0 (9.0-12.0)");
         assert_eq!(format!("{:.1}", results.figure(OVS, Figure::Mpps)), "3.0 (3.0-4.0)");
+    }
+
+    #[test]
+    fn where_rates_say_nothing_the_time_per_frame_is_compared() {
+        let mut results = results(0.02, 0.02);
+        for (round, (ours, theirs)) in [(100.0, 150.0), (100.0, 90.0)].into_iter().enumerate() {
+            for (key, cycles) in [(OURS, ours), (OVS, theirs)] {
+                let mut sample = sample(5.0, 0.02);
+                sample.figures.insert(Figure::CyclesPerFrame, cycles);
+                results.enter(key, round, sample);
+            }
+        }
+        let finding = results.ratio(OURS, OVS, Figure::Mpps);
+        assert_eq!(format!("{finding:.1}"), "1.2 (0.9-1.5) by cycles per frame");
+        // Of cycles themselves: ours over theirs, less is better.
+        let finding = results.ratio(OURS, OVS, Figure::CyclesPerFrame);
+        assert_eq!(format!("{finding:.2}"), "0.89 (0.67-1.11)");
+        results.enter(
+            OVS,
+            0,
+            Sample { full_share: Some(1.0), ..results.cells[&OVS].samples[&0].clone() },
+        );
+        results.enter(
+            OVS,
+            1,
+            Sample { full_share: Some(1.0), ..results.cells[&OVS].samples[&1].clone() },
+        );
+        let finding = results.ratio(OURS, OVS, Figure::Mpps);
+        let printed = ">= 1.0 (1.0-3.0); 1.2 (0.9-1.5) by cycles per frame";
+        assert_eq!(format!("{finding:.1}"), printed);
+    }
+
+    #[test]
+    fn a_guest_of_others_was_the_limit_of_a_switch_that_is_idle_now_and_then() {
+        let mut results = results(1.0, 1.0);
+        let of = |idle_share| Sample {
+            figures: [(Figure::Mpps, 5.0)].into(),
+            idle_share: Some(idle_share),
+            ..Sample::default()
+        };
+        let (ours, ovs) = (("dpdk-64", PeerKind::Slipwayd), ("dpdk-64", PeerKind::Ovs));
+        results.enter(ours, 0, of(0.3));
+        results.enter(ovs, 0, of(0.01));
+        assert!(results.is_generator_bound(ours) && !results.is_generator_bound(ovs));
+        assert_eq!(results.figure(ours, Figure::CyclesPerFrame).to_string(), "generator-bound");
+        assert_eq!(results.figure(ovs, Figure::CyclesPerFrame).to_string(), "not counted");
+    }
+
+    #[test]
+    fn a_window_with_stolen_time_is_discarded_until_the_last() {
+        let mut steal = Steal::default();
+        assert!(steal.count(0, true, false));
+        assert!(!steal.count(20, false, false));
+        assert!(steal.count(30, false, true));
+        let all = Steal { windows: 3, discarded: 1, kept: 1, stolen_ms: 50 };
+        assert_eq!(steal, all);
+        steal.add(&all);
+        assert_eq!(steal.stolen_ms, 100);
     }
 
     #[test]
@@ -204,6 +361,8 @@ pub(crate) mod tests {
         let (results, testpmd) = (results(1.0, 1.0), ("64", PeerKind::Testpmd));
         assert_eq!(results.figure(testpmd, Figure::Mpps).to_string(), "not installed");
         assert_eq!(results.ratio(OURS, testpmd, Figure::Mpps).to_string(), "not installed");
-        assert_eq!(results.figure(OVS, Figure::P50Us).to_string(), "not measured");
+        assert_eq!(results.figure(OVS, Figure::P50Us).to_string(), "not counted");
+        let other = ("256", PeerKind::Ovs);
+        assert_eq!(results.figure(other, Figure::Mpps).to_string(), "not measured");
     }
 }

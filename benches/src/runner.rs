@@ -2,11 +2,16 @@
 //! machine does meanwhile hits them all alike.
 //!
 //! ```text
-//!  round 1   2 ports:  slipwayd  ovs  testpmd  ideal      each: start, connect guests, settle,
-//!            packed:   slipwayd  ovs  testpmd                   (prove, in round 1,)
+//!  round 1   2 ports:  slipwayd  ovs  ideal  testpmd      each: start, connect guests, settle,
+//!            packed:   ovs  testpmd  slipwayd                   (prove, in round 1,)
 //!            ...                                                a window of each scenario, stop
-//!  round 2   2 ports:  slipwayd  ovs  ...
+//!  round 2   2 ports:  ovs  testpmd  slipwayd  ideal
 //! ```
+//!
+//! Each round has another order ([`crate::order`]). Before each set-up of each round the machine itself is
+//! measured ([`Calibration`]), so that its drift is seen beside the figures. A window in which the
+//! hypervisor took time from one of the two cores is discarded and measured anew at once, on the
+//! same running switch, a few times at most; both is counted.
 //!
 //! What fails is told at once and in its cells, and is not tried again; the others go on.
 
@@ -16,13 +21,16 @@ use anyhow::{Context as _, Result, ensure};
 use dataplane::clock;
 
 use crate::belongings::Belongings;
-use crate::measure::{self, Sample};
+use crate::host::{self, Calibration};
+use crate::measure::{self, Conditions, Sample};
+use crate::order::order;
+use crate::peer::dpdk_guest::DpdkGuest;
 use crate::peer::ideal::Ideal;
 use crate::peer::{self, PeerKind, Place, Programs, Setup, number};
-use crate::results::Results;
+use crate::results::{Results, Steal, Turn};
 use crate::rig::{cores, mac, pin};
 use crate::scenario::{self, Scenario};
-use crate::{host, interrupt};
+use crate::{circle, interrupt};
 
 /// Hugepages for the largest peer (OVS: 512 MiB, and it takes more if there is) and for guests.
 const HUGE_PAGES: u64 = 640;
@@ -34,6 +42,10 @@ pub struct Options {
     pub rounds: usize,
     /// Length of a window in milliseconds.
     pub window_ms: u64,
+    /// Length of what precedes each window, in milliseconds.
+    pub warm_up_ms: u64,
+    /// Share of a window in percent that the hypervisor may take of the two cores.
+    pub most_steal_percent: f64,
     /// What.
     pub scenarios: Vec<Scenario>,
     /// On which switches.
@@ -74,6 +86,8 @@ pub fn run(options: &Options) -> Result<Outcome> {
             let refusal = refusal.or(missing.contains(&peer).then_some("not installed"));
             if let Some(reason) = refusal {
                 results.refuse((scenario.name, peer), reason);
+            } else if scenario.is_cross_check() && !options.programs.have_testpmd() {
+                results.refuse((scenario.name, peer), "no testpmd to be the guest");
             }
         }
     }
@@ -81,10 +95,18 @@ pub fn run(options: &Options) -> Result<Outcome> {
     let mut progress = Progress::new(options.rounds * groups.len() * options.peers.len());
     let mut failures = Vec::new();
     for round in 0..options.rounds {
-        results.core_round_trip_ns.push(host::core_round_trip_ns(core));
-        for scenarios in &groups {
-            for &kind in &options.peers {
-                let setup = scenarios[0].setup;
+        for (index, scenarios) in groups.iter().enumerate() {
+            let setup = scenarios[0].setup;
+            // Another one for each set-up, too: over the rounds each comes everywhere all the same.
+            let order = order(options.peers.len(), round + index);
+            let order: Vec<_> = order.into_iter().map(|at| options.peers[at]).collect();
+            results.turns.push(Turn {
+                round,
+                setup: setup.to_string(),
+                order: order.clone(),
+                calibration: Calibration::now(core),
+            });
+            for kind in order {
                 progress.step(round, kind, &setup);
                 let open = |scenario: &&Scenario| !results.is_refused((scenario.name, kind));
                 let scenarios: Vec<_> = scenarios.iter().filter(open).collect();
@@ -95,10 +117,12 @@ pub fn run(options: &Options) -> Result<Outcome> {
                 fs::create_dir(&dir)
                     .with_context(|| format!("Failed to make {}", dir.display()))?;
                 let place = Place { dir, generator, core, programs: options.programs.clone() };
-                let session = Session { kind, setup, place, window_ms: options.window_ms };
+                let windows = Windows::new(options, generator, core);
+                let mut session = Session { kind, setup, place, windows };
                 let outcome = session.run(&scenarios, round == 0);
                 interrupt::check()?;
                 fs::remove_dir_all(&session.place.dir)?;
+                results.steal.add(&session.windows.steal);
                 match outcome {
                     Ok(samples) => {
                         for (scenario, sample) in scenarios.iter().zip(samples) {
@@ -125,13 +149,54 @@ struct Session {
     kind: PeerKind,
     setup: Setup,
     place: Place,
-    window_ms: u64,
+    windows: Windows,
+}
+
+/// How windows are taken, and what came of it.
+struct Windows {
+    conditions: Conditions,
+    cores: [usize; 2],
+    most_steal_percent: f64,
+    steal: Steal,
+}
+
+/// How often a window is measured anew.
+const REPEATS: usize = 3;
+
+impl Windows {
+    fn new(options: &Options, generator: usize, core: usize) -> Self {
+        let Options { window_ms, warm_up_ms, most_steal_percent, .. } = *options;
+        Self {
+            conditions: Conditions { window_ms, warm_up_ms, core },
+            cores: [generator, core],
+            most_steal_percent,
+            steal: Steal::default(),
+        }
+    }
+
+    /// Measures until the hypervisor leaves the cores to us, or has not done so often enough.
+    fn take(&mut self, mut measure: impl FnMut(&Conditions) -> Result<Sample>) -> Result<Sample> {
+        let mut repeats = 0;
+        loop {
+            let before = host::stolen_ms(&self.cores)?;
+            let sample = measure(&self.conditions)?;
+            let stolen_ms = host::stolen_ms(&self.cores)? - before;
+            let is_clean = stolen_ms as f64 <= sample.length_ms * self.most_steal_percent / 100.0;
+            if self.steal.count(stolen_ms, is_clean, repeats == REPEATS) {
+                return Ok(sample);
+            }
+            repeats += 1;
+        }
+    }
 }
 
 impl Session {
-    fn run(&self, scenarios: &[&Scenario], is_to_be_proved: bool) -> Result<Vec<Sample>> {
+    fn run(&mut self, scenarios: &[&Scenario], is_to_be_proved: bool) -> Result<Vec<Sample>> {
         if self.kind == PeerKind::Ideal {
             return self.run_ideal(scenarios, is_to_be_proved);
+        }
+        if self.setup.dpdk_guest {
+            return self.run_cross_check(scenarios);
         }
         let Setup { ports, active, tso, .. } = self.setup;
         let mut peer =
@@ -149,7 +214,9 @@ impl Session {
             measure::prove(busy, tso).context("Frames do not arrive as they were sent")?;
         }
         let measure = |scenario: &&Scenario| {
-            let sample = measure::measure(scenario, busy, &mut *peer, self.window_ms);
+            let sample = self
+                .windows
+                .take(|conditions| measure::measure(scenario, &mut guests, &mut *peer, conditions));
             sample.with_context(|| format!("Failed to measure {}", scenario.name))
         };
         let samples = scenarios.iter().map(measure).collect::<Result<Vec<_>>>()?;
@@ -158,14 +225,34 @@ impl Session {
         Ok(samples)
     }
 
-    fn run_ideal(&self, scenarios: &[&Scenario], is_to_be_proved: bool) -> Result<Vec<Sample>> {
+    /// With a guest that is not ours. It checks itself that what it receives is what it sent.
+    fn run_cross_check(&mut self, scenarios: &[&Scenario]) -> Result<Vec<Sample>> {
+        let mut peer =
+            peer::start(self.kind, &self.setup, &self.place).context("It did not start")?;
+        let guest = DpdkGuest::start(&*peer, &self.setup, &self.place);
+        let mut guest = guest.context("The DPDK guest did not start")?;
+        let measure = |scenario: &&Scenario| {
+            let sample = self
+                .windows
+                .take(|conditions| circle::measure(scenario, &mut guest, &mut *peer, conditions));
+            sample.with_context(|| format!("Failed to measure {}", scenario.name))
+        };
+        let samples = scenarios.iter().map(measure).collect::<Result<Vec<_>>>()?;
+        guest.stop()?;
+        peer.stop()?;
+        Ok(samples)
+    }
+
+    fn run_ideal(&mut self, scenarios: &[&Scenario], is_to_be_proved: bool) -> Result<Vec<Sample>> {
         let turns = scenario::turns(&self.setup);
         let mut ideal = Ideal::start(self.place.core, turns, mac(number(1)).0)?;
         if is_to_be_proved {
             measure::prove_ideal(&mut ideal).context("Frames do not arrive as they were sent")?;
         }
         let measure = |scenario: &&Scenario| {
-            let sample = measure::measure_ideal(scenario, &mut ideal, self.window_ms);
+            let sample = self
+                .windows
+                .take(|conditions| measure::measure_ideal(scenario, &mut ideal, conditions));
             sample.with_context(|| format!("Failed to measure {}", scenario.name))
         };
         let samples = scenarios.iter().map(measure).collect::<Result<Vec<_>>>()?;

@@ -35,6 +35,10 @@ pub enum Traffic {
     Idle,
     /// One frame after a silence in which a port falls asleep, if it does
     WakeUp,
+    /// As before, while another port keeps the polling thread awake
+    WakeUpBusy,
+    /// Frames that circle between the two ports of a DPDK guest, both ways, as fast as it goes
+    Circle,
 }
 
 /// A number that is measured.
@@ -53,6 +57,18 @@ pub enum Figure {
     P99Us,
     /// CPU time in percent of a core
     CpuPercent,
+    /// Share of its time in percent that the polling thread looked for frames in vain
+    IdlePercent,
+    /// Median latency in microseconds of a frame that is polled for
+    PolledUs,
+    /// What one first frame of a hundred takes longer, or more, than the median of those polled for
+    ExtraP99Us,
+    /// Median time in microseconds to wake a thread on the polling core that does nothing but answer
+    FloorP50Us,
+    /// The time that one of a hundred such wake-ups exceeds
+    FloorP99Us,
+    /// What of the extra latency is more than the floor's, both of one in a hundred
+    BeyondFloorUs,
 }
 
 impl Figure {
@@ -65,6 +81,12 @@ impl Figure {
             Self::P50Us => "us p50",
             Self::P99Us => "us p99",
             Self::CpuPercent => "% CPU",
+            Self::IdlePercent => "% idle",
+            Self::PolledUs => "us p50, polled",
+            Self::ExtraP99Us => "us p99, extra",
+            Self::FloorP50Us => "us p50, floor",
+            Self::FloorP99Us => "us p99, floor",
+            Self::BeyondFloorUs => "us p99, beyond",
         }
     }
 
@@ -93,11 +115,29 @@ impl Scenario {
     /// The figures of it, the main one first.
     pub const fn figures(&self) -> &'static [Figure] {
         match self.traffic {
-            Traffic::RoundTrip | Traffic::WakeUp => &[Figure::P50Us, Figure::P99Us],
+            Traffic::RoundTrip => &[Figure::P50Us, Figure::P99Us],
+            Traffic::WakeUp => &[
+                Figure::P50Us,
+                Figure::P99Us,
+                Figure::PolledUs,
+                Figure::ExtraP99Us,
+                Figure::FloorP50Us,
+                Figure::FloorP99Us,
+                Figure::BeyondFloorUs,
+            ],
+            Traffic::WakeUpBusy => {
+                &[Figure::P50Us, Figure::P99Us, Figure::PolledUs, Figure::ExtraP99Us]
+            }
+            Traffic::Circle => &[Figure::Mpps, Figure::CyclesPerFrame, Figure::IdlePercent],
             Traffic::Idle => &[Figure::CpuPercent],
             _ if self.setup.tso => &[Figure::Gbps, Figure::CyclesPerFrame],
             _ => &[Figure::Mpps, Figure::CyclesPerFrame],
         }
+    }
+
+    /// Whether its guests are DPDK's: it says whether our own generator is to be trusted.
+    pub const fn is_cross_check(&self) -> bool {
+        self.setup.dpdk_guest
     }
 
     /// Bytes of a frame without FCS.
@@ -117,11 +157,12 @@ impl Scenario {
     }
 }
 
-const PAIR: Setup = Setup { ports: 2, active: 2, packed: false, tso: false, cold: false };
+const PAIR: Setup =
+    Setup { ports: 2, active: 2, packed: false, tso: false, cold: false, dpdk_guest: false };
 
 /// All there is to measure, those of one set-up beside each other.
 pub fn all() -> Vec<Scenario> {
-    use Traffic::{BothWays, Fan, Idle, OneWay, RoundTrip, WakeUp};
+    use Traffic::{BothWays, Circle, Fan, Idle, OneWay, RoundTrip, WakeUp, WakeUpBusy};
     let of = |setup, name, traffic, wire_bytes, flows| Scenario {
         name,
         setup,
@@ -133,6 +174,8 @@ pub fn all() -> Vec<Scenario> {
     let packed = Setup { packed: true, ..PAIR };
     let cold = Setup { cold: true, ..PAIR };
     let tso = Setup { tso: true, ..PAIR };
+    let dpdk = Setup { dpdk_guest: true, ..PAIR };
+    let dpdk_packed = Setup { packed: true, ..dpdk };
     let fan = Setup { ports: 1 + RECEIVERS, active: 1 + RECEIVERS, ..PAIR };
     vec![
         of(PAIR, "64", OneWay, 64, 1),
@@ -146,12 +189,17 @@ pub fn all() -> Vec<Scenario> {
         of(packed, "64-packed", OneWay, 64, 1),
         of(packed, "1518-packed", OneWay, 1518, 1),
         of(tso, "tso", OneWay, 65_218, 1),
+        of(dpdk, "dpdk-64", Circle, 64, 1),
+        of(dpdk, "dpdk-1518", Circle, 1518, 1),
+        of(dpdk_packed, "dpdk-64-packed", Circle, 64, 1),
+        of(dpdk_packed, "dpdk-1518-packed", Circle, 1518, 1),
         of(fan, "64-fan8", Fan, 64, 1),
         of(ports(16), "64-ports16", OneWay, 64, 1),
         of(ports(64), "64-ports64", OneWay, 64, 1),
         of(ports(400), "64-ports400", OneWay, 64, 1),
         of(ports(400), "rtt-ports400", RoundTrip, 64, 1),
         of(ports(400), "wake-ports400", WakeUp, 64, 1),
+        of(ports(400), "wake-busy-ports400", WakeUpBusy, 64, 1),
         of(ports(400), "idle-ports400", Idle, 64, 1),
     ]
 }

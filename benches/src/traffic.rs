@@ -13,6 +13,7 @@ use dataplane::testing::frames::FrameBuilder;
 use dataplane::testing::{Guest, VirtioNetHdr};
 
 use crate::ends::{Frame, Sink, Slot, Source};
+use crate::interrupt;
 use crate::local::Address;
 
 /// Frames sent and received before the other side's turn.
@@ -271,7 +272,7 @@ pub fn window<S: Source, R: Sink>(
             receive(*receiver, &mut window)?;
         }
         // Not each turn: the clock costs as much as a frame.
-        if window.turns.is_multiple_of(16) && clock::ticks() >= end {
+        if window.turns.is_multiple_of(16) && (clock::ticks() >= end || interrupt::is_requested()) {
             break;
         }
     }

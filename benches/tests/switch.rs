@@ -71,6 +71,27 @@ fn every_row_of_a_comparison_has_its_figures_and_nothing_is_left() {
             assert!(samples[0].as_f64().unwrap() > 0.0, "{name} on {switch}: {main}");
         }
     }
+    assert!(printed.contains("Cross-check, DPDK guests"), "{printed}");
+    let circle = scenarios.iter().filter(|row| row["scenario"]["traffic"] == "circle");
+    for row in circle {
+        for (switch, unit) in [("slipwayd", "idle-percent"), ("ovs", "idle-percent")] {
+            let figures = row["switches"][switch]["figures"].as_array().unwrap();
+            let figure = figures.iter().find(|figure| figure["figure"] == unit).unwrap();
+            let percent = figure["samples"][0].as_f64().unwrap();
+            assert!((0.0..=100.0).contains(&percent), "{switch}: {row}");
+        }
+    }
+    let turns = document["turns"].as_array().unwrap();
+    assert!(!turns.is_empty());
+    for turn in turns {
+        let mut order: Vec<_> =
+            turn["order"].as_array().unwrap().iter().map(|who| who.as_str().unwrap()).collect();
+        order.sort_unstable();
+        assert_eq!(order, ["ovs", "slipwayd", "testpmd"], "{turn}");
+        assert!(turn["calibration"]["core_round_trip_ns"].as_f64().unwrap() > 0.0, "{turn}");
+    }
+    let windows = document["steal"]["windows"].as_u64().unwrap();
+    assert_eq!(windows, 3 * scenarios.len() as u64);
     assert!(with("svg").ends_with("</svg>\n"));
 
     assert_eq!(processes_of(temporary.path()), Vec::<String>::new());
@@ -91,4 +112,8 @@ const TWO_PORTS: &[&str] = &[
     "64-packed",
     "1518-packed",
     "tso",
+    "dpdk-64",
+    "dpdk-1518",
+    "dpdk-64-packed",
+    "dpdk-1518-packed",
 ];

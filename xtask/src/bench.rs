@@ -9,6 +9,7 @@ use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
 
 use crate::command::{self, Ending};
+use crate::hugepages::Hugepages;
 use crate::{peers, workspace};
 
 /// What to compare
@@ -33,6 +34,8 @@ pub fn main(what: &What) -> Result<()> {
     let programs = workspace::build(&[("dataplane", "slipwayd"), ("benches", "bench-switch")])?;
     let mut bench = Command::new(programs.join("bench-switch"));
     bench.arg("--testpmd").arg(testpmd).args(&arguments.rest);
+    // Dropped when the program and its group have ended, by themselves or not.
+    let _hugepages = Hugepages::note()?;
     if !command::status(&mut bench, Ending::Firm)?.success() {
         bail!("The comparison failed; see above");
     }

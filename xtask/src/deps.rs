@@ -73,8 +73,10 @@ impl Purpose {
             Self::Trace => &["strace"],
             Self::Net => &["iproute2", "nftables"],
             Self::Pods => &[CONTAINERD, "runc", "containernetworking-plugins", "e2fsprogs"],
-            // The last two are plugins, which nothing is linked with.
-            Self::Bench => &[OVS, "dpdk", "librte-net-vhost23", "librte-mempool-ring23"],
+            // The last three are plugins, which nothing is linked with.
+            Self::Bench => {
+                &[OVS, "dpdk", "librte-net-vhost23", "librte-net-virtio23", "librte-mempool-ring23"]
+            }
         }
     }
 }

@@ -16,6 +16,7 @@ mod demo;
 mod deps;
 mod figures;
 mod guest;
+mod hugepages;
 mod install;
 mod interrupt;
 mod peers;

@@ -22,6 +22,12 @@ struct Arguments {
     /// Length of a window in milliseconds
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=60_000))]
     window_ms: u64,
+    /// Length of what precedes each window, in milliseconds
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=60_000))]
+    warm_up_ms: u64,
+    /// Windows of which the hypervisor takes more than this share are measured anew
+    #[arg(long, default_value_t = 0.5)]
+    most_steal_percent: f64,
     /// Only these scenarios, by name; --list shows them
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
@@ -29,7 +35,7 @@ struct Arguments {
     #[arg(long, value_delimiter = ',', value_enum)]
     peers: Vec<PeerKind>,
     /// One round of what takes two ports, in windows of 50 ms: shows that it works, measures nothing
-    #[arg(long, conflicts_with_all = ["rounds", "window_ms"])]
+    #[arg(long, conflicts_with_all = ["rounds", "window_ms", "warm_up_ms", "most_steal_percent"])]
     quick: bool,
     /// Show the scenarios and end
     #[arg(long)]
@@ -95,6 +101,8 @@ fn run(arguments: Arguments) -> Result<()> {
     let options = Options {
         rounds: if arguments.quick { 1 } else { arguments.rounds.into() },
         window_ms: if arguments.quick { 50 } else { arguments.window_ms },
+        warm_up_ms: if arguments.quick { 20 } else { arguments.warm_up_ms },
+        most_steal_percent: if arguments.quick { 100.0 } else { arguments.most_steal_percent },
         scenarios,
         peers,
         programs: Programs { slipwayd, testpmd: arguments.testpmd },

@@ -6,9 +6,14 @@
 //!  the same generator  ==== two rings ====   the ideal loop (a thread of ours)
 //! ```
 //!
+//! Each polling thread has its core for itself. What else there is of a switch, its control threads and
+//! its helpers, shares the other core with the generator, in all of them alike; a switch of which
+//! more may run on the polling core is refused.
+//!
 //! A [`Peer`] starts with its ports and hands out guests that are connected to them. What it started
 //! ends when it is dropped, and even if we are killed: see [`vmm_glue::process`].
 
+pub mod dpdk_guest;
 pub mod ideal;
 mod ovs;
 mod program;
@@ -22,6 +27,8 @@ use anyhow::Result;
 use clap::ValueEnum;
 use dataplane::testing::{Guest, GuestConfig};
 use serde::Serialize;
+
+use crate::host::ensure_threads_on;
 
 /// A switch to measure.
 #[derive(
@@ -67,6 +74,7 @@ impl PeerKind {
     pub fn refusal(self, setup: &Setup) -> Option<&'static str> {
         match self {
             Self::Testpmd if setup.ports > testpmd::MOST_PORTS => Some("at most 32 ports"),
+            Self::Ideal if setup.dpdk_guest => Some("no virtio"),
             Self::Ideal if setup.ports > 2 => Some("two ends only"),
             Self::Ideal if setup.packed || setup.tso => Some("no virtio"),
             _ => None,
@@ -82,8 +90,8 @@ impl PeerKind {
                 needed.find(|program| program::find(program).is_none()).map(ToString::to_string)
             }
             Self::Testpmd => {
-                let is_there = programs.testpmd.as_deref().is_some_and(testpmd::is_in);
-                (!is_there).then(|| "dpdk-testpmd; name its folder with --testpmd".to_owned())
+                let missing = || "dpdk-testpmd; name its folder with --testpmd".to_owned();
+                (!programs.have_testpmd()).then(missing)
             }
         }
     }
@@ -102,14 +110,19 @@ pub struct Setup {
     pub tso: bool,
     /// Buffers rotate over more memory than caches hold.
     pub cold: bool,
+    /// The guest is DPDK's testpmd with a port at each of the first two; else guests are ours.
+    pub dpdk_guest: bool,
 }
 
 impl fmt::Display for Setup {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ports", self.ports)?;
-        for (is_on, name) in
-            [(self.packed, "packed rings"), (self.tso, "super-frames"), (self.cold, "cold buffers")]
-        {
+        for (is_on, name) in [
+            (self.packed, "packed rings"),
+            (self.tso, "super-frames"),
+            (self.cold, "cold buffers"),
+            (self.dpdk_guest, "DPDK guest"),
+        ] {
             if is_on {
                 write!(f, ", {name}")?;
             }
@@ -140,13 +153,46 @@ pub struct Programs {
     pub testpmd: Option<PathBuf>,
 }
 
+impl Programs {
+    /// Whether there is a testpmd.
+    pub fn have_testpmd(&self) -> bool {
+        self.testpmd.as_deref().is_some_and(testpmd::is_in)
+    }
+}
+
 /// What a switch's polling thread did so far, by its own account.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Work {
     /// Ticks of the time-stamp counter spent on frames.
     pub busy_ticks: u64,
+    /// And on looking for some in vain.
+    pub idle_ticks: u64,
     /// Frames.
     pub frames: u64,
+}
+
+impl Work {
+    /// Busy ticks per frame from `before` on, if there were frames.
+    pub fn ticks_per_frame_since(&self, before: &Self) -> Option<f64> {
+        let frames = self.frames - before.frames;
+        (frames > 0).then(|| (self.busy_ticks - before.busy_ticks) as f64 / frames as f64)
+    }
+
+    /// Share of its time from `before` on that it looked for frames in vain, if it ran at all.
+    pub fn idle_share_since(&self, before: &Self) -> Option<f64> {
+        let idle = self.idle_ticks - before.idle_ticks;
+        let all = idle + (self.busy_ticks - before.busy_ticks);
+        (all > 0).then(|| idle as f64 / all as f64)
+    }
+}
+
+/// Who listens at a port's socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Listener {
+    /// The switch; the guest connects.
+    Switch,
+    /// The guest; the switch connects, again and again.
+    Guest,
 }
 
 /// A running switch.
@@ -156,6 +202,14 @@ pub trait Peer {
     /// # Errors
     /// The switch does not serve it.
     fn guest(&mut self, port: usize, config: GuestConfig) -> Result<Guest>;
+
+    /// Where port `port` is reached, for guests that are not ours, and who listens there.
+    fn socket(&self, port: usize) -> (PathBuf, Listener);
+
+    /// Whether its polling thread sleeps when there is nothing to do.
+    fn sleeps(&self) -> bool {
+        false
+    }
 
     /// What its polling thread did; `None`: it does not count, and polls all the time.
     ///
@@ -181,13 +235,17 @@ pub trait Peer {
 /// # Panics
 /// For the ideal loop, which is no process.
 pub fn start(kind: PeerKind, setup: &Setup, place: &Place) -> Result<Box<dyn Peer>> {
-    Ok(match kind {
+    let peer: Box<dyn Peer> = match kind {
         PeerKind::Slipwayd => Box::new(slipwayd::Slipwayd::start(setup, place)?),
         PeerKind::Ovs => Box::new(ovs::Ovs::start(setup, place, ovs::Actions::Normal)?),
         PeerKind::OvsFlow => Box::new(ovs::Ovs::start(setup, place, ovs::Actions::Explicit)?),
         PeerKind::Testpmd => Box::new(testpmd::Testpmd::start(setup, place)?),
         PeerKind::Ideal => panic!("the ideal loop is a thread of ours"),
-    })
+    };
+    // The same for all: the polling thread has its core for itself, what else there is of a switch
+    // shares the generator's.
+    ensure_threads_on(place.core, peer.pid(), 1)?;
+    Ok(peer)
 }
 
 /// The number in addresses of the guest at `port`: not zero.

@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, ensure};
 use dataplane::testing::{Guest, GuestConfig, GuestListener};
 
 use super::program::{LIMIT, Service, find, output};
-use super::{Peer, Place, Setup, Work, number, socket};
+use super::{Listener, Peer, Place, Setup, Work, number, socket};
 use crate::interrupt;
 use crate::rig::mac;
 
@@ -107,7 +107,10 @@ impl Ovs {
         let mut words = Vec::new();
         for port in 0..setup.ports {
             let path = socket(&dir, port);
-            self.listeners.push(GuestListener::bind(&path)?);
+            // Another guest listens itself.
+            if !setup.dpdk_guest {
+                self.listeners.push(GuestListener::bind(&path)?);
+            }
             let name = format!("g{port}");
             let add = ["--", "add-port", BRIDGE, &name, "--", "set", "interface", &name];
             words.extend(add.map(String::from));
@@ -156,6 +159,10 @@ impl Peer for Ovs {
         guest.with_context(|| format!("OVS says:\n{}", self.daemon.tail()))
     }
 
+    fn socket(&self, port: usize) -> (PathBuf, Listener) {
+        (socket(&self.dir, port), Listener::Guest)
+    }
+
     fn work(&mut self) -> Result<Option<Work>> {
         let mut command = command("ovs-appctl", &self.dir);
         command.arg("-t").arg(control(&self.dir)).arg("dpif-netdev/pmd-stats-show");
@@ -182,7 +189,11 @@ fn work_of(shown: &str) -> Option<Work> {
         let line = of_pmd.lines().find_map(|line| line.trim().strip_prefix(name))?;
         line.split_whitespace().next()?.parse().ok()
     };
-    Some(Work { busy_ticks: number("processing cycles:")?, frames: number("packets received:")? })
+    Some(Work {
+        busy_ticks: number("processing cycles:")?,
+        idle_ticks: number("idle cycles:")?,
+        frames: number("packets received:")?,
+    })
 }
 
 #[cfg(test)]
@@ -196,7 +207,7 @@ mod tests {
                      packet recirculations: 0\n  idle cycles: 190442255 (100.00%)\n  \
                      processing cycles: 554000 (0.00%)\n  avg cycles per packet: 1.0 (9/1000)\n";
         let work = work_of(shown).unwrap();
-        assert_eq!((work.frames, work.busy_ticks), (1000, 554_000));
+        assert_eq!((work.frames, work.busy_ticks, work.idle_ticks), (1000, 554_000, 190_442_255));
         assert!(work_of("main thread:\n  packets received: 7\n").is_none());
     }
 }

@@ -104,9 +104,27 @@ impl Service {
         [self.child.console().tail(LINES), self.child.stderr_tail()].join("\n")
     }
 
+    /// What it printed, the part that is kept: the newest 64 KiB.
+    pub fn printed(&self) -> String {
+        self.child.console().tail(usize::MAX)
+    }
+
+    /// How many bytes it printed so far.
+    pub fn printed_bytes(&self) -> u64 {
+        self.child.console().bytes_seen()
+    }
+
+    /// What it printed after the first `bytes`, of the part that is kept. Blanks at the end are left out
+    /// and may stand for some before.
+    pub fn printed_after(&self, bytes: u64) -> String {
+        let new = self.printed_bytes().saturating_sub(bytes) as usize;
+        let printed = self.printed();
+        printed.get(printed.len().saturating_sub(new)..).unwrap_or_default().to_owned()
+    }
+
     /// Whether it printed `text` in the part that is kept.
     pub fn has_printed(&self, text: &str) -> bool {
-        self.child.console().tail(usize::MAX).contains(text)
+        self.printed().contains(text)
     }
 
     /// Ends it by SIGTERM.

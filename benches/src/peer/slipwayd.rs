@@ -1,6 +1,6 @@
 //! Ours: every port with its guest's one address, so that the whole pipeline is on.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 use dataplane::testing::{Guest, GuestConfig};
@@ -8,14 +8,14 @@ use slipway_api::client::Client;
 use slipway_api::{LinkState, PortSpec};
 
 use super::program::{LIMIT, Service};
-use super::{Peer, Place, Setup, Work, number, socket};
+use super::{Listener, Peer, Place, Setup, Work, number, socket};
 use crate::rig::mac;
 
 /// A slipwayd with its ports.
 pub struct Slipwayd {
     service: Service,
     client: Client,
-    dir: std::path::PathBuf,
+    dir: PathBuf,
 }
 
 impl Slipwayd {
@@ -30,7 +30,7 @@ impl Slipwayd {
             "--run-dir".into(),
             place.dir.clone().into(),
         ];
-        // It pins itself, to cores that it may use.
+        // It pins its PMD thread and keeps the others off that core.
         let cores = [place.generator, place.core];
         let program = &place.programs.slipwayd;
         let service = Service::start("slipwayd", program, args, &[], &cores, None)?;
@@ -60,10 +60,22 @@ impl Peer for Slipwayd {
         Ok(guest)
     }
 
+    fn socket(&self, port: usize) -> (PathBuf, Listener) {
+        (socket(&self.dir, port), Listener::Switch)
+    }
+
+    fn sleeps(&self) -> bool {
+        true
+    }
+
     fn work(&mut self) -> Result<Option<Work>> {
         let list = self.service.runtime().block_on(self.client.pmds())?;
         let pmd = list.pmds.first().context("slipwayd has no PMD thread")?;
-        Ok(Some(Work { busy_ticks: pmd.busy_cycles, frames: pmd.frames }))
+        Ok(Some(Work {
+            busy_ticks: pmd.busy_cycles,
+            idle_ticks: pmd.idle_cycles,
+            frames: pmd.frames,
+        }))
     }
 
     fn pid(&self) -> u32 {

@@ -30,6 +30,7 @@ pub fn document(options: &Options, machine: &Machine, results: &Results) -> Valu
                 "name": target.name,
                 "demand": target.demand(),
                 "finding": finding,
+                "beside": target.beside(results),
                 "verdict": target.verdict(&finding),
             })
         })
@@ -38,7 +39,10 @@ pub fn document(options: &Options, machine: &Machine, results: &Results) -> Valu
         "machine": machine,
         "rounds": options.rounds,
         "window_ms": options.window_ms,
-        "core_round_trip_ns": results.core_round_trip_ns,
+        "warm_up_ms": options.warm_up_ms,
+        "most_steal_percent": options.most_steal_percent,
+        "turns": results.turns,
+        "steal": results.steal,
         "scenarios": rows,
         "targets": targets,
     })
@@ -61,5 +65,10 @@ fn cell(results: &Results, name: &'static str, peer: PeerKind) -> Value {
             })
         })
         .collect();
-    json!({ "figures": figures, "ring_full_share": results.full_share(key) })
+    json!({
+        "figures": figures,
+        "ring_full_share": results.full_share(key),
+        "generator_bound": results.is_generator_bound(key),
+        "disturbed": results.disturbed(key),
+    })
 }

@@ -3,35 +3,108 @@
 use std::fmt::Write as _;
 
 use super::targets;
+use crate::host::Calibration;
 use crate::peer::PeerKind;
-use crate::results::Results;
+use crate::results::{Results, Steal};
+use crate::scenario::Scenario;
+use crate::stats::Rounds;
 
 /// The figures, the ratios of ours to the others', and the targets.
 pub fn all(results: &Results) -> String {
-    let mut text = String::from("Figures: median (least-most) of the rounds\n\n");
-    text += &figures(results);
-    if results.peers.contains(&PeerKind::Slipwayd) && results.peers.len() > 1 {
-        text +=
-            "\nslipwayd over each, round by round (of cycles, latency and CPU less is better)\n\n";
-        text += &ratios(results);
-        text += "\nTargets (and what is hoped for)\n\n";
-        text += &of_targets(results);
+    let are_compared = results.peers.contains(&PeerKind::Slipwayd) && results.peers.len() > 1;
+    let mut text = String::new();
+    let parts = [
+        (false, "Figures: median (least-most) of the rounds", ""),
+        (
+            true,
+            "Cross-check, DPDK guests: frames circle between two ports of one testpmd",
+            CROSS_CHECK,
+        ),
+    ];
+    for (is_cross_check, title, notes) in parts {
+        let is_in = |scenario: &&Scenario| scenario.is_cross_check() == is_cross_check;
+        let scenarios: Vec<_> = results.scenarios.iter().filter(is_in).collect();
+        if scenarios.is_empty() {
+            continue;
+        }
+        let _ = write!(text, "{title}\n\n{}\n{notes}", figures(results, &scenarios));
+        if are_compared {
+            text += "slipwayd over each, round by round (of cycles, latency and CPU less is better)\n\n";
+            text += &ratios(results, &scenarios);
+            text.push('\n');
+        }
     }
-    text + "\n" + NOTES
+    if are_compared {
+        let _ = write!(text, "Targets (and what is hoped for)\n\n{}\n", of_targets(results));
+    }
+    text + &machine(results) + NOTES
 }
 
+/// How the machine changed meanwhile, and what it took from us.
+fn machine(results: &Results) -> String {
+    let Steal { windows, discarded, kept, stolen_ms } = results.steal;
+    let mut text = String::from("The machine during the run\n");
+    let of = |figure: fn(&Calibration) -> f64| {
+        let turns = results.turns.iter().map(|turn| figure(&turn.calibration));
+        let turns: Vec<_> = turns.filter(|value| value.is_finite()).collect();
+        (!turns.is_empty()).then(|| Rounds::of(turns))
+    };
+    if let Some(ns) = of(|calibration| calibration.core_round_trip_ns) {
+        let _ = writeln!(text, "  a cache line from core to core and back: {ns:.0} ns");
+    }
+    let loops = [
+        ("generator's", of(|calibration| calibration.generator_loop_ticks)),
+        ("switch's", of(|calibration| calibration.switch_loop_ticks)),
+    ];
+    for (whose, ticks) in loops {
+        if let Some(ticks) = ticks {
+            let _ = writeln!(text, "  a step of a fixed loop, {whose} core: {ticks:.2} ticks");
+        }
+    }
+    let _ = writeln!(
+        text,
+        "  stolen by the hypervisor: {stolen_ms} ms; of {windows} windows {discarded} were \
+         discarded for it and measured anew, {kept} kept all the same"
+    );
+    let disturbed: u64 = results
+        .scenarios
+        .iter()
+        .flat_map(|scenario| results.peers.iter().map(|&peer| (scenario.name, peer)))
+        .map(|key| results.disturbed(key))
+        .sum();
+    if disturbed > 0 {
+        let _ = writeln!(
+            text,
+            "  single wake-ups dropped as the generator was off its core: {disturbed}"
+        );
+    }
+    text + "\n"
+}
+
+const CROSS_CHECK: &str = "\
+Mpps: what both of its ports received, by testpmd's own counters and clock. % idle: share of the switch's
+polling thread without frames; above 10 the guest's core was the limit, and the rate has a >=. testpmd
+as a switch does not count that.
+
+";
+
 const NOTES: &str = "\
-generator-bound: the sender's ring was hardly ever full, so the generator was the limit.
->=: only slipwayd was generator-bound, so it is this much faster or more.
+>=: the sender's ring was hardly ever full, so the generator was the limit, and the switch may be faster.
+by cycles per frame: the other's time on a frame over slipwayd's, looks in vain not counted; more is
+better. It stands in place of the ratio of rates where the other was generator-bound, and beside it
+where slipwayd was. generator-bound: neither can be told.
 cycles/frame: slipwayd, ovs and ideal by their own count of time spent on frames; testpmd polls all
 the time and counts nothing, so all of the window's ticks over its frames.
+wake-ups: first frame of a port after 1 to 5 ms of silence; polled: the frame right after it; extra: p99 of
+the first less p50 of the polled; floor: eventfd to a thread asleep in epoll_wait on the same core
+and its answer in shared memory, in turns with the frames; beyond: extra less the floor's p99.
 ";
 
 /// A row for each figure of each scenario, a column for each switch.
-pub fn figures(results: &Results) -> String {
+pub fn figures(results: &Results, scenarios: &[&Scenario]) -> String {
     let names = results.peers.iter().map(|peer| peer.name().to_owned());
     let mut rows = vec![heads().into_iter().chain(names).collect::<Vec<_>>()];
-    for scenario in &results.scenarios {
+    for scenario in scenarios {
         for &figure in scenario.figures() {
             let mut row = vec![scenario.name.to_owned(), figure.unit().to_owned()];
             for &peer in &results.peers {
@@ -45,11 +118,11 @@ pub fn figures(results: &Results) -> String {
 }
 
 /// A row for each figure of each scenario, a column for each switch besides ours.
-pub fn ratios(results: &Results) -> String {
+pub fn ratios(results: &Results, scenarios: &[&Scenario]) -> String {
     let others = || results.peers.iter().filter(|&&peer| peer != PeerKind::Slipwayd);
     let names = others().map(|peer| format!("over {}", peer.name()));
     let mut rows = vec![heads().into_iter().chain(names).collect::<Vec<_>>()];
-    for scenario in &results.scenarios {
+    for scenario in scenarios {
         for &figure in scenario.figures() {
             let mut row = vec![scenario.name.to_owned(), figure.unit().to_owned()];
             for &peer in others() {
@@ -69,7 +142,11 @@ pub fn of_targets(results: &Results) -> String {
     for target in targets::ALL {
         let finding = target.finding(results);
         let verdict = target.verdict(&finding).name().to_owned();
-        rows.push(vec![target.name.to_owned(), target.demand(), format!("{finding:.2}"), verdict]);
+        let mut measured = format!("{finding:.2}");
+        if let Some(beside) = target.beside(results) {
+            let _ = write!(measured, "; {beside}");
+        }
+        rows.push(vec![target.name.to_owned(), target.demand(), measured, verdict]);
     }
     markdown(&rows)
 }
@@ -108,7 +185,8 @@ mod tests {
     #[test]
     fn a_table_has_a_row_for_each_figure_and_lines_of_one_width() {
         let results = results(1.0, 1.0);
-        let table = figures(&results);
+        let scenarios: Vec<_> = results.scenarios.iter().collect();
+        let table = figures(&results, &scenarios);
         let rows: usize = results.scenarios.iter().map(|scenario| scenario.figures().len()).sum();
         assert_eq!(table.lines().count(), rows + 2);
         let widths: Vec<_> = table.lines().map(|line| line.chars().count()).collect();
@@ -122,7 +200,8 @@ mod tests {
 
     #[test]
     fn ratios_are_to_each_of_the_others() {
-        let table = ratios(&results(1.0, 1.0));
+        let results = results(1.0, 1.0);
+        let table = ratios(&results, &results.scenarios.iter().collect::<Vec<_>>());
         let row = table.lines().nth(2).unwrap();
         let cells: Vec<_> = row.split('|').map(str::trim).collect();
         assert_eq!(cells, ["", "64", "Mpps", "3.00 (2.50-4.00)", "not installed", ""]);
