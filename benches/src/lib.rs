@@ -3,6 +3,7 @@
 //! Benchmarks measure; tests do not time. Every figure here comes out of one run on one machine,
 //! several rounds interleaved, as a median with its spread.
 
+pub mod ab;
 pub mod belongings;
 pub mod ends;
 pub mod figures;
@@ -10,6 +11,7 @@ pub mod host;
 pub mod interrupt;
 pub mod local;
 pub mod machine;
+pub mod mann_whitney;
 pub mod measure;
 pub mod peer;
 pub mod ports;

@@ -25,7 +25,7 @@ use crate::scenario::{self, Scenario};
 use crate::{host, interrupt};
 
 /// Hugepages for the largest peer (OVS: 512 MiB, and it takes more if there is) and for guests.
-const HUGE_PAGES: u64 = 640;
+pub(crate) const HUGE_PAGES: u64 = 640;
 
 /// What to measure, and how.
 #[derive(Debug)]
@@ -85,7 +85,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
         for scenarios in &groups {
             for &kind in &options.peers {
                 let setup = scenarios[0].setup;
-                progress.step(round, kind, &setup);
+                progress.step(round, kind.name(), &setup);
                 let open = |scenario: &&Scenario| !results.is_refused((scenario.name, kind));
                 let scenarios: Vec<_> = scenarios.iter().filter(open).collect();
                 if scenarios.is_empty() {
@@ -121,15 +121,20 @@ pub fn run(options: &Options) -> Result<Outcome> {
 }
 
 /// One switch, from its start to its end.
-struct Session {
-    kind: PeerKind,
-    setup: Setup,
-    place: Place,
-    window_ms: u64,
+pub(crate) struct Session {
+    pub(crate) kind: PeerKind,
+    pub(crate) setup: Setup,
+    pub(crate) place: Place,
+    pub(crate) window_ms: u64,
 }
 
 impl Session {
-    fn run(&self, scenarios: &[&Scenario], is_to_be_proved: bool) -> Result<Vec<Sample>> {
+    /// Starts it, measures and ends it; what was measured, by scenario.
+    pub(crate) fn run(
+        &self,
+        scenarios: &[&Scenario],
+        is_to_be_proved: bool,
+    ) -> Result<Vec<Sample>> {
         if self.kind == PeerKind::Ideal {
             return self.run_ideal(scenarios, is_to_be_proved);
         }
@@ -175,23 +180,29 @@ impl Session {
 }
 
 /// Tells how far we are, and how long it will take.
-struct Progress {
+pub(crate) struct Progress {
     steps: usize,
     done: usize,
     begin: u64,
 }
 
 impl Progress {
-    fn new(steps: usize) -> Self {
+    pub(crate) fn new(steps: usize) -> Self {
         Self { steps, done: 0, begin: clock::ticks() }
     }
 
-    fn step(&mut self, round: usize, kind: PeerKind, setup: &Setup) {
+    /// Begins a step, on the switch `name`.
+    pub(crate) fn step(&mut self, round: usize, name: &str, setup: &Setup) {
         let passed_s = (clock::ticks() - self.begin) / clock::ticks_per_us() / 1_000_000;
         let left = seconds_left(passed_s, self.done, self.steps);
         self.done += 1;
-        let (at, of, round, name) = (self.done, self.steps, round + 1, kind.name());
+        let (at, of, round) = (self.done, self.steps, round + 1);
         eprintln!("[{at:>3}/{of}] round {round}, {setup}: {name}{left}");
+    }
+
+    /// Steps that were begun.
+    pub(crate) fn done(&self) -> usize {
+        self.done
     }
 }
 

@@ -3,6 +3,9 @@
 //! Installs what is compared with and builds in release first, so that nothing of that runs beside a
 //! measurement.
 
+mod ab;
+mod source;
+
 use std::process::Command;
 
 use anyhow::{Result, bail};
@@ -16,6 +19,8 @@ use crate::{peers, workspace};
 pub enum What {
     /// slipwayd, OVS-DPDK, testpmd and an ideal loop: throughput, latency, CPU
     Switch(Arguments),
+    /// slipwayd of the working tree with that of another revision: what a change does
+    Ab(ab::Arguments),
 }
 
 /// Arguments of `cargo xtask bench switch`
@@ -28,12 +33,21 @@ pub struct Arguments {
 
 /// Runs `cargo xtask bench`.
 pub fn main(what: &What) -> Result<()> {
-    let What::Switch(arguments) = what;
+    match what {
+        What::Switch(arguments) => switch(arguments),
+        What::Ab(arguments) => ab::main(arguments),
+    }
+}
+
+fn switch(arguments: &Arguments) -> Result<()> {
     let testpmd = peers::ensure()?;
     let programs = workspace::build(&[("dataplane", "slipwayd"), ("benches", "bench-switch")])?;
     let mut bench = Command::new(programs.join("bench-switch"));
-    bench.arg("--testpmd").arg(testpmd).args(&arguments.rest);
-    if !command::status(&mut bench, Ending::Firm)?.success() {
+    run(bench.arg("--testpmd").arg(testpmd).args(&arguments.rest))
+}
+
+fn run(bench: &mut Command) -> Result<()> {
+    if !command::status(bench, Ending::Firm)?.success() {
         bail!("The comparison failed; see above");
     }
     Ok(())

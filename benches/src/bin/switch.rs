@@ -61,22 +61,13 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> Result<()> {
-    let mut scenarios = scenario::all();
     if arguments.list {
-        for scenario in scenarios {
-            println!("{:<16} {}", scenario.name, scenario.setup);
-        }
+        scenario::list();
         return Ok(());
     }
-    for name in &arguments.only {
-        let is_known = scenarios.iter().any(|scenario| scenario.name == name);
-        ensure!(is_known, "There is no scenario {name:?}; --list shows those that there are");
-    }
+    let mut scenarios = scenario::named(&arguments.only)?;
     if arguments.quick {
         scenarios.retain(|scenario| scenario.setup.ports == 2);
-    }
-    if !arguments.only.is_empty() {
-        scenarios.retain(|scenario| arguments.only.iter().any(|name| name == scenario.name));
     }
     let mut peers = match arguments.peers.as_slice() {
         [] => PeerKind::value_variants().to_vec(),
