@@ -5,6 +5,7 @@
 
 pub mod ab;
 pub mod belongings;
+pub mod cases;
 pub mod ends;
 pub mod figures;
 pub mod host;

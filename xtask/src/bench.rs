@@ -4,6 +4,7 @@
 //! measurement.
 
 mod ab;
+mod instructions;
 mod source;
 
 use std::process::Command;
@@ -21,6 +22,8 @@ pub enum What {
     Switch(Arguments),
     /// slipwayd of the working tree with that of another revision: what a change does
     Ab(ab::Arguments),
+    /// The switch's instructions for each frame, stage by stage, with those that were stored
+    Instructions(instructions::Arguments),
 }
 
 /// Arguments of `cargo xtask bench switch`
@@ -36,6 +39,7 @@ pub fn main(what: &What) -> Result<()> {
     match what {
         What::Switch(arguments) => switch(arguments),
         What::Ab(arguments) => ab::main(arguments),
+        What::Instructions(arguments) => instructions::main(arguments),
     }
 }
 
