@@ -23,4 +23,5 @@ pub mod rig;
 pub mod runner;
 pub mod scenario;
 pub mod stats;
+pub mod syscalls;
 pub mod traffic;

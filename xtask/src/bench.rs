@@ -13,6 +13,7 @@ use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
 
 use crate::command::{self, Ending};
+use crate::deps::{self, Purpose};
 use crate::{peers, workspace};
 
 /// What to compare
@@ -44,6 +45,7 @@ pub fn main(what: &What) -> Result<()> {
 }
 
 fn switch(arguments: &Arguments) -> Result<()> {
+    deps::ensure(&[Purpose::Trace])?;
     let testpmd = peers::ensure()?;
     let programs = workspace::build(&[("dataplane", "slipwayd"), ("benches", "bench-switch")])?;
     let mut bench = Command::new(programs.join("bench-switch"));

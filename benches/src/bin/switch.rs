@@ -9,6 +9,7 @@ use benches::machine::Machine;
 use benches::peer::{PeerKind, Programs};
 use benches::report::{json, svg, table};
 use benches::runner::{self, Options};
+use benches::syscalls::{self, SystemCalls};
 use benches::{interrupt, scenario};
 use clap::{Parser, ValueEnum as _};
 
@@ -92,14 +93,27 @@ fn run(arguments: Arguments) -> Result<()> {
     };
     let machine = Machine::here();
     let outcome = runner::run(&options)?;
+    let mut failures = outcome.failures;
+    let calls = match count_calls(&options) {
+        Some(Ok(calls)) => Some(calls),
+        None => None,
+        Some(Err(error)) => {
+            interrupt::check()?;
+            failures.push(format!("{error:#}"));
+            None
+        }
+    };
     println!("{machine}\n");
     println!("{}", table::all(&outcome.results));
+    if let Some(calls) = &calls {
+        println!("{}", table::system_calls(calls, &outcome.results));
+    }
 
     let default = Path::new(env!("CARGO_MANIFEST_DIR")).join("results");
     let out = arguments.out.unwrap_or(default);
     fs::create_dir_all(&out).with_context(|| format!("Failed to make {}", out.display()))?;
     let base = out.join(format!("switch-{}", machine.unix_ms / 1000));
-    let document = json::document(&options, &machine, &outcome.results);
+    let document = json::document(&options, &machine, &outcome.results, calls.as_ref());
     let files = [
         (base.with_extension("json"), format!("{document:#}\n")),
         (base.with_extension("svg"), svg::bars(&outcome.results)),
@@ -108,10 +122,25 @@ fn run(arguments: Arguments) -> Result<()> {
         fs::write(&path, text).with_context(|| format!("Failed to write {}", path.display()))?;
         println!("Stored {}", path.display());
     }
-    ensure!(
-        outcome.failures.is_empty(),
-        "Not all could be measured:\n{}",
-        outcome.failures.join("\n")
-    );
+    if let Some(Err(error)) = calls.map(|calls| calls.check()) {
+        failures.push(format!("{error:#}"));
+    }
+    ensure!(failures.is_empty(), "Not all is as it should be:\n{}", failures.join("\n"));
     Ok(())
+}
+
+/// After the rates, which strace would disturb; `None`: it was not asked for, or there is no strace.
+fn count_calls(options: &Options) -> Option<Result<SystemCalls>> {
+    let is_asked_for = options.peers.contains(&PeerKind::Slipwayd)
+        && options.scenarios.iter().any(|scenario| scenario.name == syscalls::SCENARIO);
+    if !is_asked_for {
+        return None;
+    }
+    if !syscalls::is_possible() {
+        eprintln!("strace is not installed: system calls are not counted");
+        return None;
+    }
+    eprintln!("System calls of slipwayd");
+    let counted = syscalls::count(&options.programs, options.window_ms);
+    Some(counted.context("Failed to count system calls"))
 }

@@ -11,7 +11,7 @@
 
 pub mod ideal;
 mod ovs;
-mod program;
+pub(crate) mod program;
 mod slipwayd;
 mod testpmd;
 

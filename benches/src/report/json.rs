@@ -7,9 +7,15 @@ use crate::machine::Machine;
 use crate::peer::PeerKind;
 use crate::results::Results;
 use crate::runner::Options;
+use crate::syscalls::SystemCalls;
 
 /// The run as a document.
-pub fn document(options: &Options, machine: &Machine, results: &Results) -> Value {
+pub fn document(
+    options: &Options,
+    machine: &Machine,
+    results: &Results,
+    calls: Option<&SystemCalls>,
+) -> Value {
     let rows: Vec<_> = results
         .scenarios
         .iter()
@@ -41,6 +47,7 @@ pub fn document(options: &Options, machine: &Machine, results: &Results) -> Valu
         "core_round_trip_ns": results.core_round_trip_ns,
         "scenarios": rows,
         "targets": targets,
+        "system_calls": calls,
     })
 }
 
