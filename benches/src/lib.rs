@@ -3,7 +3,9 @@
 //! Benchmarks measure; tests do not time. Every figure here comes out of one run on one machine,
 //! several rounds interleaved, as a median with its spread.
 
+pub mod ab;
 pub mod belongings;
+pub mod cases;
 pub mod circle;
 pub mod ends;
 pub mod figures;
@@ -11,6 +13,7 @@ pub mod host;
 pub mod interrupt;
 pub mod local;
 pub mod machine;
+pub mod mann_whitney;
 pub mod measure;
 pub mod order;
 pub mod peer;
@@ -22,5 +25,6 @@ pub mod rig;
 pub mod runner;
 pub mod scenario;
 pub mod stats;
+pub mod syscalls;
 pub mod traffic;
 pub mod wake;

@@ -33,7 +33,12 @@ use crate::scenario::{self, Scenario};
 use crate::{circle, interrupt};
 
 /// Hugepages for the largest peer (OVS: 512 MiB, and it takes more if there is) and for guests.
-const HUGE_PAGES: u64 = 640;
+pub(crate) const HUGE_PAGES: u64 = 640;
+
+/// Length of what precedes a window, in milliseconds.
+pub const WARM_UP_MS: u64 = 100;
+/// Share of a window in percent that the hypervisor may take of the two cores.
+pub const MOST_STEAL_PERCENT: f64 = 0.5;
 
 /// What to measure, and how.
 #[derive(Debug)]
@@ -107,7 +112,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
                 calibration: Calibration::now(core),
             });
             for kind in order {
-                progress.step(round, kind, &setup);
+                progress.step(round, kind.name(), &setup);
                 let open = |scenario: &&Scenario| !results.is_refused((scenario.name, kind));
                 let scenarios: Vec<_> = scenarios.iter().filter(open).collect();
                 if scenarios.is_empty() {
@@ -117,7 +122,9 @@ pub fn run(options: &Options) -> Result<Outcome> {
                 fs::create_dir(&dir)
                     .with_context(|| format!("Failed to make {}", dir.display()))?;
                 let place = Place { dir, generator, core, programs: options.programs.clone() };
-                let windows = Windows::new(options, generator, core);
+                let Options { window_ms, warm_up_ms, .. } = *options;
+                let conditions = Conditions { window_ms, warm_up_ms, core };
+                let windows = Windows::new(conditions, generator, options.most_steal_percent);
                 let mut session = Session { kind, setup, place, windows };
                 let outcome = session.run(&scenarios, round == 0);
                 interrupt::check()?;
@@ -145,30 +152,31 @@ pub fn run(options: &Options) -> Result<Outcome> {
 }
 
 /// One switch, from its start to its end.
-struct Session {
-    kind: PeerKind,
-    setup: Setup,
-    place: Place,
-    windows: Windows,
+pub(crate) struct Session {
+    pub(crate) kind: PeerKind,
+    pub(crate) setup: Setup,
+    pub(crate) place: Place,
+    pub(crate) windows: Windows,
 }
 
 /// How windows are taken, and what came of it.
-struct Windows {
+pub(crate) struct Windows {
     conditions: Conditions,
     cores: [usize; 2],
     most_steal_percent: f64,
-    steal: Steal,
+    pub(crate) steal: Steal,
 }
 
 /// How often a window is measured anew.
 const REPEATS: usize = 3;
 
 impl Windows {
-    fn new(options: &Options, generator: usize, core: usize) -> Self {
-        let Options { window_ms, warm_up_ms, most_steal_percent, .. } = *options;
+    /// Windows under `conditions`, anew if more than `most_steal_percent` of one were stolen from
+    /// its core or from the `generator`'s.
+    pub(crate) fn new(conditions: Conditions, generator: usize, most_steal_percent: f64) -> Self {
         Self {
-            conditions: Conditions { window_ms, warm_up_ms, core },
-            cores: [generator, core],
+            conditions,
+            cores: [generator, conditions.core],
             most_steal_percent,
             steal: Steal::default(),
         }
@@ -191,7 +199,12 @@ impl Windows {
 }
 
 impl Session {
-    fn run(&mut self, scenarios: &[&Scenario], is_to_be_proved: bool) -> Result<Vec<Sample>> {
+    /// Starts it, measures and ends it; what was measured, by scenario.
+    pub(crate) fn run(
+        &mut self,
+        scenarios: &[&Scenario],
+        is_to_be_proved: bool,
+    ) -> Result<Vec<Sample>> {
         if self.kind == PeerKind::Ideal {
             return self.run_ideal(scenarios, is_to_be_proved);
         }
@@ -262,23 +275,29 @@ impl Session {
 }
 
 /// Tells how far we are, and how long it will take.
-struct Progress {
+pub(crate) struct Progress {
     steps: usize,
     done: usize,
     begin: u64,
 }
 
 impl Progress {
-    fn new(steps: usize) -> Self {
+    pub(crate) fn new(steps: usize) -> Self {
         Self { steps, done: 0, begin: clock::ticks() }
     }
 
-    fn step(&mut self, round: usize, kind: PeerKind, setup: &Setup) {
+    /// Begins a step, on the switch `name`.
+    pub(crate) fn step(&mut self, round: usize, name: &str, setup: &Setup) {
         let passed_s = (clock::ticks() - self.begin) / clock::ticks_per_us() / 1_000_000;
         let left = seconds_left(passed_s, self.done, self.steps);
         self.done += 1;
-        let (at, of, round, name) = (self.done, self.steps, round + 1, kind.name());
+        let (at, of, round) = (self.done, self.steps, round + 1);
         eprintln!("[{at:>3}/{of}] round {round}, {setup}: {name}{left}");
+    }
+
+    /// Steps that were begun.
+    pub(crate) fn done(&self) -> usize {
+        self.done
     }
 }
 

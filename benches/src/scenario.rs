@@ -1,5 +1,6 @@
 //! What is measured: how the switch is set up, and what traffic it gets.
 
+use anyhow::{Result, ensure};
 use dataplane::testing::memory::Backing;
 use dataplane::testing::{GuestConfig, features};
 use serde::Serialize;
@@ -88,6 +89,11 @@ impl Figure {
             Self::FloorP99Us => "us p99, floor",
             Self::BeyondFloorUs => "us p99, beyond",
         }
+    }
+
+    /// Whether more of it is better.
+    pub const fn is_more_better(self) -> bool {
+        self.is_throughput()
     }
 
     /// Whether the generator's speed is in it.
@@ -202,6 +208,29 @@ pub fn all() -> Vec<Scenario> {
         of(ports(400), "wake-busy-ports400", WakeUpBusy, 64, 1),
         of(ports(400), "idle-ports400", Idle, 64, 1),
     ]
+}
+
+/// Those of these names, or all if there are no names; in the order of [`all`].
+///
+/// # Errors
+/// There is none of one of these names.
+pub fn named(names: &[String]) -> Result<Vec<Scenario>> {
+    let mut scenarios = all();
+    for name in names {
+        let is_known = scenarios.iter().any(|scenario| scenario.name == name);
+        ensure!(is_known, "There is no scenario {name:?}; --list shows those that there are");
+    }
+    if !names.is_empty() {
+        scenarios.retain(|scenario| names.iter().any(|name| name == scenario.name));
+    }
+    Ok(scenarios)
+}
+
+/// Prints the names of all there are.
+pub fn list() {
+    for scenario in all() {
+        println!("{:<16} {}", scenario.name, scenario.setup);
+    }
 }
 
 /// The guest at a port that has traffic, or has none.

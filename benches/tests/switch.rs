@@ -93,6 +93,10 @@ fn every_row_of_a_comparison_has_its_figures_and_nothing_is_left() {
     let windows = document["steal"]["windows"].as_u64().unwrap();
     assert_eq!(windows, 3 * scenarios.len() as u64);
     assert!(with("svg").ends_with("</svg>\n"));
+    let calls = &document["system_calls"];
+    assert!(calls["frames"].as_u64().unwrap() > 0, "{calls}");
+    let calls = calls["calls"].as_object().unwrap();
+    assert_eq!(calls.keys().collect::<Vec<_>>(), ["epoll_wait"]);
 
     assert_eq!(processes_of(temporary.path()), Vec::<String>::new());
     assert_eq!(hugepages(), before);

@@ -4,7 +4,7 @@
 //! the one line to run. Waiting for another package manager is left to apt.
 
 use std::os::unix::fs::symlink;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
@@ -61,6 +61,8 @@ pub enum Purpose {
     Pods,
     /// Comparing with other switches
     Bench,
+    /// Counting instructions
+    Count,
 }
 
 impl Purpose {
@@ -77,6 +79,7 @@ impl Purpose {
             Self::Bench => {
                 &[OVS, "dpdk", "librte-net-vhost23", "librte-net-virtio23", "librte-mempool-ring23"]
             }
+            Self::Count => &["valgrind"],
         }
     }
 }
@@ -101,21 +104,31 @@ pub fn main(arguments: &Arguments) -> Result<()> {
 }
 
 /// Builds vhost-device-vsock, which no package has: guests reach the host by vsock through it where
-/// the host's kernel has none. cargo does nothing if it is there already.
+/// the host's kernel has none.
 fn install_vsock() -> Result<()> {
+    let programs = install_crate(VSOCK, VSOCK_VERSION)?;
+    println!("To have it found: export PATH=$PATH:{}", programs.display());
+    Ok(())
+}
+
+/// Builds the programs of a crate below cargo's target directory, and returns the folder that they
+/// are in. cargo does nothing if they are there already.
+///
+/// # Errors
+/// It cannot be had, or does not compile; cargo has said why.
+pub fn install_crate(name: &str, version: &str) -> Result<PathBuf> {
     let folder = workspace::target().join("tools");
     let mut command = Command::new(workspace::cargo());
     command
-        .args(["install", "--locked", "--version", VSOCK_VERSION, VSOCK, "--root"])
+        .args(["install", "--quiet", "--locked", "--version", version, name, "--root"])
         .arg(&folder)
         // Outside of the workspace, whose settings are not for it.
         .current_dir("/");
     let status = command::status(&mut command, Ending::Firm)?;
     if !status.success() {
-        bail!("{VSOCK} {VSOCK_VERSION} could not be built: {status}");
+        bail!("{name} {version} could not be built: {status}");
     }
-    println!("To have it found: export PATH=$PATH:{}", folder.join("bin").display());
-    Ok(())
+    Ok(folder.join("bin"))
 }
 
 /// Sees to it that the packages for `purposes` are installed.

@@ -9,6 +9,7 @@ use benches::machine::Machine;
 use benches::peer::{PeerKind, Programs};
 use benches::report::{json, svg, table};
 use benches::runner::{self, Options};
+use benches::syscalls::{self, SystemCalls};
 use benches::{interrupt, scenario};
 use clap::{Parser, ValueEnum as _};
 
@@ -23,10 +24,10 @@ struct Arguments {
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=60_000))]
     window_ms: u64,
     /// Length of what precedes each window, in milliseconds
-    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=60_000))]
+    #[arg(long, default_value_t = runner::WARM_UP_MS, value_parser = clap::value_parser!(u64).range(1..=60_000))]
     warm_up_ms: u64,
     /// Windows of which the hypervisor takes more than this share are measured anew
-    #[arg(long, default_value_t = 0.5)]
+    #[arg(long, default_value_t = runner::MOST_STEAL_PERCENT)]
     most_steal_percent: f64,
     /// Only these scenarios, by name; --list shows them
     #[arg(long, value_delimiter = ',')]
@@ -67,22 +68,13 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> Result<()> {
-    let mut scenarios = scenario::all();
     if arguments.list {
-        for scenario in scenarios {
-            println!("{:<16} {}", scenario.name, scenario.setup);
-        }
+        scenario::list();
         return Ok(());
     }
-    for name in &arguments.only {
-        let is_known = scenarios.iter().any(|scenario| scenario.name == name);
-        ensure!(is_known, "There is no scenario {name:?}; --list shows those that there are");
-    }
+    let mut scenarios = scenario::named(&arguments.only)?;
     if arguments.quick {
         scenarios.retain(|scenario| scenario.setup.ports == 2);
-    }
-    if !arguments.only.is_empty() {
-        scenarios.retain(|scenario| arguments.only.iter().any(|name| name == scenario.name));
     }
     let mut peers = match arguments.peers.as_slice() {
         [] => PeerKind::value_variants().to_vec(),
@@ -109,14 +101,27 @@ fn run(arguments: Arguments) -> Result<()> {
     };
     let machine = Machine::here();
     let outcome = runner::run(&options)?;
+    let mut failures = outcome.failures;
+    let calls = match count_calls(&options) {
+        Some(Ok(calls)) => Some(calls),
+        None => None,
+        Some(Err(error)) => {
+            interrupt::check()?;
+            failures.push(format!("{error:#}"));
+            None
+        }
+    };
     println!("{machine}\n");
     println!("{}", table::all(&outcome.results));
+    if let Some(calls) = &calls {
+        println!("{}", table::system_calls(calls, &outcome.results));
+    }
 
     let default = Path::new(env!("CARGO_MANIFEST_DIR")).join("results");
     let out = arguments.out.unwrap_or(default);
     fs::create_dir_all(&out).with_context(|| format!("Failed to make {}", out.display()))?;
     let base = out.join(format!("switch-{}", machine.unix_ms / 1000));
-    let document = json::document(&options, &machine, &outcome.results);
+    let document = json::document(&options, &machine, &outcome.results, calls.as_ref());
     let files = [
         (base.with_extension("json"), format!("{document:#}\n")),
         (base.with_extension("svg"), svg::bars(&outcome.results)),
@@ -125,10 +130,25 @@ fn run(arguments: Arguments) -> Result<()> {
         fs::write(&path, text).with_context(|| format!("Failed to write {}", path.display()))?;
         println!("Stored {}", path.display());
     }
-    ensure!(
-        outcome.failures.is_empty(),
-        "Not all could be measured:\n{}",
-        outcome.failures.join("\n")
-    );
+    if let Some(Err(error)) = calls.map(|calls| calls.check()) {
+        failures.push(format!("{error:#}"));
+    }
+    ensure!(failures.is_empty(), "Not all is as it should be:\n{}", failures.join("\n"));
     Ok(())
+}
+
+/// After the rates, which strace would disturb; `None`: it was not asked for, or there is no strace.
+fn count_calls(options: &Options) -> Option<Result<SystemCalls>> {
+    let is_asked_for = options.peers.contains(&PeerKind::Slipwayd)
+        && options.scenarios.iter().any(|scenario| scenario.name == syscalls::SCENARIO);
+    if !is_asked_for {
+        return None;
+    }
+    if !syscalls::is_possible() {
+        eprintln!("strace is not installed: system calls are not counted");
+        return None;
+    }
+    eprintln!("System calls of slipwayd");
+    let counted = syscalls::count(&options.programs, options.window_ms);
+    Some(counted.context("Failed to count system calls"))
 }

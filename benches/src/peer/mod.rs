@@ -16,7 +16,7 @@
 pub mod dpdk_guest;
 pub mod ideal;
 mod ovs;
-mod program;
+pub(crate) mod program;
 mod slipwayd;
 mod testpmd;
 

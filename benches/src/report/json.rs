@@ -7,9 +7,15 @@ use crate::machine::Machine;
 use crate::peer::PeerKind;
 use crate::results::Results;
 use crate::runner::Options;
+use crate::syscalls::SystemCalls;
 
 /// The run as a document.
-pub fn document(options: &Options, machine: &Machine, results: &Results) -> Value {
+pub fn document(
+    options: &Options,
+    machine: &Machine,
+    results: &Results,
+    calls: Option<&SystemCalls>,
+) -> Value {
     let rows: Vec<_> = results
         .scenarios
         .iter()
@@ -45,6 +51,7 @@ pub fn document(options: &Options, machine: &Machine, results: &Results) -> Valu
         "steal": results.steal,
         "scenarios": rows,
         "targets": targets,
+        "system_calls": calls,
     })
 }
 

@@ -6,8 +6,9 @@ use super::targets;
 use crate::host::Calibration;
 use crate::peer::PeerKind;
 use crate::results::{Results, Steal};
-use crate::scenario::Scenario;
+use crate::scenario::{Figure, Scenario};
 use crate::stats::Rounds;
+use crate::syscalls::{self, SystemCalls};
 
 /// The figures, the ratios of ours to the others', and the targets.
 pub fn all(results: &Results) -> String {
@@ -135,6 +136,21 @@ pub fn ratios(results: &Results, scenarios: &[&Scenario]) -> String {
     markdown(&rows)
 }
 
+/// What strace counted, and what that is at the rate without it.
+pub fn system_calls(calls: &SystemCalls, results: &Results) -> String {
+    let mut text = format!("{calls}\n");
+    let ours = (syscalls::SCENARIO, PeerKind::Slipwayd);
+    if let Some(rounds) = results.figure(ours, Figure::Mpps).rounds() {
+        let (mpps, us) = (rounds.median, calls.kick_check_us);
+        let most = calls.most_per_million_frames(mpps);
+        let _ = writeln!(
+            text,
+            "One every {us} us are at most {most:.0} per million frames at {mpps:.2} Mpps"
+        );
+    }
+    text
+}
+
 /// A row for each target.
 pub fn of_targets(results: &Results) -> String {
     let head = ["target", "at least or most", "measured", "verdict"].map(String::from);
@@ -156,7 +172,7 @@ fn heads() -> [String; 2] {
 }
 
 /// Rows as a table, the first one as its head.
-fn markdown(rows: &[Vec<String>]) -> String {
+pub(super) fn markdown(rows: &[Vec<String>]) -> String {
     let columns = rows[0].len();
     let width =
         |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
@@ -205,6 +221,15 @@ mod tests {
         let row = table.lines().nth(2).unwrap();
         let cells: Vec<_> = row.split('|').map(str::trim).collect();
         assert_eq!(cells, ["", "64", "Mpps", "3.00 (2.50-4.00)", "not installed", ""]);
+    }
+
+    #[test]
+    fn system_calls_are_told_at_the_rate_without_strace_too() {
+        let calls = [("epoll_wait".to_owned(), 4000)].into();
+        let calls = SystemCalls { calls, frames: 1_000_000, traced_us: 100_000, kick_check_us: 25 };
+        let text = system_calls(&calls, &results(1.0, 1.0));
+        assert!(text.contains("epoll_wait 4000, in 0.10 s"), "{text}");
+        assert!(text.contains("at most 4000 per million frames at 10.00 Mpps"), "{text}");
     }
 
     #[test]
