@@ -51,7 +51,9 @@ pub use port::{
     MAX_NAME_BYTES, MAX_QUEUE_PAIRS, MAX_SOCKET_PATH_BYTES, MIN_MTU_BYTES, MemoryRegion, Port,
     PortDefaults, PortList, PortMode, PortSpec, Ring, RingState,
 };
-pub use stats::{Drops, EgressStats, IngressStats, Pmd, PmdList, PmdRing, PortStats, Stats};
+pub use stats::{
+    Drops, EgressStats, IngressStats, Pmd, PmdList, PmdRing, PortStats, Rebalanced, RingMove, Stats,
+};
 pub use vni::{MAX_AGEING_S, MAX_VNI, UnknownUnicast, Vni, VniList, VniSpec};
 
 /// Where slipwayd listens unless it is told otherwise.

@@ -3,7 +3,7 @@
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use slipway_api::{
     Attachment, AttachmentList, Decision, ExplainReply, FdbList, Health, NetworkList, PmdList,
-    Port, PortList, PortStats, Stats, VniList,
+    Port, PortList, PortStats, Rebalanced, Stats, VniList,
 };
 
 /// A table whose columns marked `>` are aligned to the right; empty ones say so in words.
@@ -64,7 +64,8 @@ pub fn port(port: &Port) -> String {
         ("Learning", learning(port)),
         ("Anti-spoof", yes_no(spec.anti_spoof).to_owned()),
         ("MTU", or_dash(spec.mtu.as_ref())),
-        ("Addresses", addresses(port)),
+        ("Addresses", all_or_dash(&spec.addresses)),
+        ("Pinned to", all_or_dash(&spec.pmds)),
         ("Features", if port.features.is_empty() { "-".into() } else { port.features.join(" ") }),
     ];
     let mut text: String =
@@ -94,8 +95,8 @@ fn learning(port: &Port) -> String {
     if port.spec.learning { format!("yes, up to {}", port.spec.mac_quota) } else { "no".to_owned() }
 }
 
-fn addresses(port: &Port) -> String {
-    let texts: Vec<_> = port.spec.addresses.iter().map(ToString::to_string).collect();
+fn all_or_dash<T: ToString>(items: &[T]) -> String {
+    let texts: Vec<_> = items.iter().map(ToString::to_string).collect();
     if texts.is_empty() { "-".to_owned() } else { texts.join(" ") }
 }
 
@@ -304,6 +305,34 @@ pub fn pmds(list: &PmdList) -> String {
         "VRINGS",
     ];
     table(&heads, rows, "There are no PMD threads.")
+}
+
+/// The vrings by PMD.
+pub fn pmd_rings(list: &PmdList) -> String {
+    let rows = list.pmds.iter().flat_map(|pmd| {
+        pmd.rings.iter().map(|ring| {
+            vec![
+                pmd.id.to_string(),
+                or_dash(pmd.core.as_ref()),
+                ring.port.clone(),
+                ring.ring.to_string(),
+                percent(ring.load_permille.into(), 1000),
+                yes_no(ring.is_pinned).to_owned(),
+            ]
+        })
+    });
+    let heads = [">PMD", ">CORE", "PORT", ">RING", ">LOAD", "PINNED"];
+    table(&heads, rows, "No vring is polled.")
+}
+
+/// The vrings that were moved.
+pub fn rebalanced(outcome: &Rebalanced) -> String {
+    let rows = outcome.moves.iter().map(|moved| {
+        let (ring, from, to) = (moved.ring, moved.from, moved.to);
+        vec![moved.port.clone(), ring.to_string(), from.to_string(), to.to_string()]
+    });
+    let nothing = "No vring was moved: it would not have paid.";
+    table(&["PORT", ">RING", ">FROM PMD", ">TO PMD"], rows, nothing)
 }
 
 /// The first few names; a PMD may poll hundreds of vrings.

@@ -11,8 +11,8 @@ use std::{
 use slipway_api::{
     ApiError, Created, Decision, Direction, EgressStats, ErrorCode, ExplainReply, FdbEntry,
     FdbFilter, FdbKind, FdbList, Health, HealthStatus, IngressStats, LinkState, Mac, MemoryRegion,
-    Pmd, PmdList, PmdRing, Port, PortDefaults, PortList, PortSpec, PortStats, Ring, RingState,
-    Stage, StaticEntry, Stats, UnknownUnicast, Vni, VniList, VniSpec,
+    Pmd, PmdList, PmdRing, Port, PortDefaults, PortList, PortSpec, PortStats, Rebalanced, Ring,
+    RingMove, RingState, Stage, StaticEntry, Stats, UnknownUnicast, Vni, VniList, VniSpec,
 };
 
 use super::{Control, refusal};
@@ -324,7 +324,12 @@ impl Control for FakeSwitch {
     fn pmds(&self) -> PmdList {
         let state = self.state();
         let rings_of = |port: &Port| {
-            let ring = |ring: &Ring| PmdRing { port: port.spec.name.clone(), ring: ring.index };
+            let ring = |ring: &Ring| PmdRing {
+                port: port.spec.name.clone(),
+                ring: ring.index,
+                load_permille: 750,
+                is_pinned: !port.spec.pmds.is_empty(),
+            };
             port.rings
                 .iter()
                 .filter(|ring| ring.direction == Direction::Tx)
@@ -344,6 +349,15 @@ impl Control for FakeSwitch {
             wakeups: 1,
         };
         PmdList { cycles_hz: 2_000_000_000, pmds: vec![pmd] }
+    }
+
+    fn rebalance(&self) -> Rebalanced {
+        let state = self.state();
+        // As if there had been another PMD.
+        let moved =
+            |port: &Port| RingMove { port: port.spec.name.clone(), ring: 1, from: 1, to: 0 };
+        let movable = state.ports.values().filter(|port| port.link == LinkState::Up);
+        Rebalanced { moves: movable.filter(|port| port.spec.pmds.is_empty()).map(moved).collect() }
     }
 
     fn explain(&self, port: &str, frame: &[u8]) -> Result<ExplainReply, ApiError> {

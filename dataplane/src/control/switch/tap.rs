@@ -47,6 +47,7 @@ impl Switch {
             anti_spoof: false,
             mtu: Some(spec.mtu),
             addresses: spec.addresses,
+            pmds: Vec::new(),
         };
         let vni = spec.vni;
         let mut state = self.lock();
