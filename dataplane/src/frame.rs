@@ -87,6 +87,14 @@ pub struct Frame<'m> {
     pub drop: Option<DropReason>,
 }
 
+impl Frame<'_> {
+    /// Whether all of it is in its [`Scratch`].
+    #[inline]
+    pub fn is_short(&self) -> bool {
+        self.body.is_empty() && self.more.0 == self.more.1
+    }
+}
+
 /// A burst of frames; lives as long as the burst, in the sender's memory map `'m`.
 #[derive(Debug, Default)]
 pub struct Batch<'m> {

@@ -19,7 +19,7 @@ use arrayvec::ArrayVec;
 
 use crate::fdb::{Fdb, Seen};
 use crate::flow::{self, HashSeed, L2};
-use crate::frame::{Batch, Frame, Scratch};
+use crate::frame::{Batch, Frame, HEAD, Scratch};
 use crate::neighbour::{self, Answer};
 use crate::offload::{self, Abilities, Action, Offload, OffloadError};
 use crate::pmd::{Report, Reports};
@@ -30,13 +30,10 @@ use crate::spoof;
 use crate::stats::{DropReason, Egress, Ingress, PmdCounters};
 use crate::tables::{Tables, UnknownUnicast};
 use crate::vhost::mem::GuestSlice;
-use crate::vring::rx::{Fill, Refusal};
+use crate::vring::rx::{Fill, IN_ONE_BUFFER, Refusal};
 use crate::vring::tx::Limit;
 use crate::vring::{BURST, RingFault, VNET_HDR};
-use crate::wire::VirtioNetHdr;
-
-/// A frame with nothing left to do.
-const PLAIN: Offload = Offload::Done { is_checked: false };
+use crate::wire::{VirtioNetHdr, ethernet};
 
 /// Where a frame goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,17 +69,32 @@ pub struct Burst<'a> {
 #[derive(Debug)]
 pub struct Worker {
     scratch: [Scratch; BURST],
-    decisions: [Decision; BURST],
     /// What is left to do to frames that are not in `plain`.
     offloads: [Offload; BURST],
-    /// Frames with nothing left to do, a bit each.
-    plain: u32,
-    /// Why a frame was not forwarded, or nothing: at least one copy of it was.
-    fates: [Option<DropReason>; BURST],
+    /// Frames with nothing left to do.
+    plain: Frames,
+    /// Frames of which at least one copy was delivered.
+    delivered: Frames,
+    /// Why a frame was not delivered, unless it is in `delivered`.
+    reasons: [DropReason; BURST],
     software: Software,
     hash_seed: HashSeed,
     burst_frames: u16,
     now_s: u32,
+}
+
+/// Some frames of a burst, a bit each; the lowest came first.
+type Frames = u32;
+
+const _: () = assert!(BURST == Frames::BITS as usize);
+
+/// Where the frames of a burst go.
+#[derive(Debug, Default)]
+struct Routes {
+    /// Those for one vport each, by egress vring.
+    bins: ArrayVec<Bin, BURST>,
+    floods: Frames,
+    answers: Frames,
 }
 
 /// What a turn took from a transmit ring.
@@ -94,12 +106,35 @@ pub struct Taken {
     pub charged_bytes: u32,
 }
 
-/// Frames of a burst for one egress vring, in order.
+/// Frames of a burst for one egress vring.
 #[derive(Debug)]
 struct Bin {
     port: PortId,
     queue: u16,
-    frames: ArrayVec<u8, BURST>,
+    frames: Frames,
+}
+
+impl Routes {
+    /// Adds the frame `at` to those for `queue` of `port`; returns the place of their bin.
+    #[inline]
+    fn add(&mut self, port: PortId, queue: u16, at: usize) -> usize {
+        let known = self.bins.iter().position(|bin| bin.port == port && bin.queue == queue);
+        let bin = known.unwrap_or_else(|| {
+            self.bins.push(Bin { port, queue, frames: 0 });
+            self.bins.len() - 1
+        });
+        self.bins[bin].frames |= 1 << at;
+        bin
+    }
+}
+
+/// The places of `frames` in their burst, in order.
+fn places(mut frames: Frames) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let at = frames.trailing_zeros();
+        frames &= frames.checked_sub(1)?;
+        Some(at as usize)
+    })
 }
 
 impl Worker {
@@ -108,10 +143,10 @@ impl Worker {
     pub fn new(burst_frames: u16, hash_seed: HashSeed) -> Self {
         Self {
             scratch: [Scratch::EMPTY; BURST],
-            decisions: [Decision::Flood; BURST],
-            offloads: [PLAIN; BURST],
+            offloads: [Offload::Done { is_checked: false }; BURST],
             plain: 0,
-            fates: [None; BURST],
+            delivered: 0,
+            reasons: [DropReason::NoReceiver; BURST],
             software: Software::new(),
             hash_seed,
             burst_frames: burst_frames.clamp(1, BURST as u16),
@@ -148,9 +183,9 @@ impl Worker {
         burst.counters.received_frames.add(n as u64);
         burst.counters.in_hand.set(n as u64);
 
-        self.judge(burst, &mut batch, sender);
-        self.forward(burst, &batch);
-        self.account(burst, &batch);
+        let routes = self.judge(burst, &mut batch, sender);
+        self.forward(burst, &batch, &routes);
+        self.account(burst, n, &routes);
 
         let given_back = live.ring.complete(&batch);
         burst.counters.in_hand.set(0);
@@ -159,42 +194,63 @@ impl Worker {
     }
 
     /// Step 2: what becomes of each frame.
-    fn judge(&mut self, burst: &Burst<'_>, batch: &mut Batch<'_>, sender: Abilities) {
-        let mut bytes = 0;
+    fn judge(&mut self, burst: &Burst<'_>, batch: &mut Batch<'_>, sender: Abilities) -> Routes {
+        let mut routes = Routes::default();
         let mut memo = Memo::default();
+        let mut bytes = 0;
         self.plain = !0;
+        self.delivered = 0;
+        // Until a copy is delivered; a flood may find no other vport.
+        self.reasons = [DropReason::NoReceiver; BURST];
         for (at, frame) in batch.frames.iter_mut().enumerate() {
             bytes += u64::from(frame.len);
-            let judged = match frame.drop {
-                Some(reason) => Err(reason),
-                None => {
-                    let head = &self.scratch[at].head()[..usize::from(frame.head_len)];
-                    let asked = self.scratch[at].vnet();
-                    judge(burst, asked, head, frame.len, sender, self.now_s, &mut memo)
-                }
-            };
-            let decision = match judged {
-                Ok((PLAIN, decision)) => decision,
-                Ok((offload, decision)) => {
-                    self.offloads[at] = offload;
-                    self.plain &= !(1 << at);
-                    decision
-                }
-                Err(reason) => Decision::Drop(reason),
-            };
-            self.decisions[at] = decision;
-            if let Decision::Answer(answer) = decision {
-                self.answer(answer, at, frame);
+            match memo.repeats(burst.vport, &self.scratch[at], frame) {
+                Some(bin) => routes.bins[bin].frames |= 1 << at,
+                None => self.judge_one(burst, at, frame, sender, &mut memo, &mut routes),
             }
-            // Until a copy is delivered; a flood may find no other vport.
-            self.fates[at] = Some(match decision {
-                Decision::Drop(reason) => reason,
-                Decision::Output(_) | Decision::Flood | Decision::Answer(_) => {
-                    DropReason::NoReceiver
-                }
-            });
         }
         burst.counters.received_bytes.add(bytes);
+        routes
+    }
+
+    /// Step 2 for one frame that is not just like the one before.
+    #[inline(never)]
+    fn judge_one(
+        &mut self,
+        burst: &Burst<'_>,
+        at: usize,
+        frame: &mut Frame<'_>,
+        sender: Abilities,
+        memo: &mut Memo,
+        routes: &mut Routes,
+    ) {
+        let (asked, head) = (self.scratch[at].vnet(), self.scratch[at].head());
+        let head = &head[..usize::from(frame.head_len)];
+        let judged = match frame.drop {
+            Some(reason) => Err(reason),
+            None => judge(burst, asked, head, frame.len, sender, self.now_s, memo),
+        };
+        let (left, decision) = judged.unwrap_or_else(|why| (None, Decision::Drop(why)));
+        if let Some(offload) = left {
+            self.offloads[at] = offload;
+            self.plain &= !(1 << at);
+        }
+        match decision {
+            Decision::Output(port) if memo.rings > 1 => {
+                let queue = self.queue_of(memo.rings, head, frame.len);
+                routes.add(port, queue, at);
+            }
+            Decision::Output(port) => {
+                let bin = routes.add(port, 0, at);
+                memo.remember(&self.scratch[at], bin);
+            }
+            Decision::Flood => routes.floods |= 1 << at,
+            Decision::Answer(answer) => {
+                routes.answers |= 1 << at;
+                self.answer(answer, at, frame);
+            }
+            Decision::Drop(reason) => self.reasons[at] = reason,
+        }
     }
 
     /// The question goes no further, so the answer takes its place: all of it is in the head.
@@ -206,62 +262,32 @@ impl Worker {
         self.plain |= 1 << at;
     }
 
-    /// Step 3: groups the frames by egress vring, and fills one vring after the other.
-    fn forward(&mut self, burst: &Burst<'_>, batch: &Batch<'_>) {
-        let mut bins = ArrayVec::<Bin, BURST>::new();
-        let mut floods = ArrayVec::<u8, BURST>::new();
-        let mut answers = ArrayVec::<u8, BURST>::new();
-        for at in 0..batch.frames.len() {
-            match self.decisions[at] {
-                Decision::Drop(_) => {}
-                Decision::Flood => floods.push(at as u8),
-                Decision::Answer(_) => answers.push(at as u8),
-                Decision::Output(port) => {
-                    let queue = self.queue_of(burst.tables, port, batch, at);
-                    // Mostly a burst has one destination, and it is the last bin's.
-                    let known = bins.iter_mut().rev().find(|b| b.port == port && b.queue == queue);
-                    match known {
-                        Some(bin) => bin.frames.push(at as u8),
-                        None => {
-                            let mut frames = ArrayVec::new();
-                            frames.push(at as u8);
-                            bins.push(Bin { port, queue, frames });
-                        }
-                    }
-                }
-            }
-        }
-        for bin in &bins {
+    /// The receive ring for a frame, of `rings`: flows spread over the queue pairs of a vport.
+    fn queue_of(&self, rings: u16, head: &[u8], frame_len: u32) -> u16 {
+        let hash = flow::parse(head, frame_len).map_or(0, |parsed| parsed.hash(&self.hash_seed));
+        // Multiply and shift instead of a division: the high bits choose the ring.
+        (((hash >> 32) * u64::from(rings)) >> 32) as u16
+    }
+
+    /// Step 3: fills one egress vring after the other.
+    fn forward(&mut self, burst: &Burst<'_>, batch: &Batch<'_>, routes: &Routes) {
+        for bin in &routes.bins {
             if let Some(vport) = burst.tables.port(bin.port) {
-                self.deliver(burst, batch, vport, bin.queue, &bin.frames);
+                self.deliver(burst, batch, vport, bin.queue, bin.frames);
             }
         }
-        if !answers.is_empty() {
-            self.deliver(burst, batch, burst.vport, 0, &answers);
+        if routes.answers != 0 {
+            self.deliver(burst, batch, burst.vport, 0, routes.answers);
         }
-        if !floods.is_empty()
+        if routes.floods != 0
             && let Some(segment) = burst.tables.segment(burst.vport.rules.segment)
         {
             for &member in segment.members.iter().filter(|&&member| member != burst.vport.id) {
                 if let Some(vport) = burst.tables.port(member) {
-                    self.deliver(burst, batch, vport, 0, &floods);
+                    self.deliver(burst, batch, vport, 0, routes.floods);
                 }
             }
         }
-    }
-
-    /// The receive ring of `port` for a frame: flows spread over its queue pairs.
-    #[inline]
-    fn queue_of(&self, tables: &Tables, port: PortId, batch: &Batch<'_>, at: usize) -> u16 {
-        let rings = tables.port(port).map_or(0, |vport| vport.rx_enabled());
-        if rings <= 1 {
-            return 0;
-        }
-        let frame = &batch.frames[at];
-        let head = &self.scratch[at].head()[..usize::from(frame.head_len)];
-        let hash = flow::parse(head, frame.len).map_or(0, |parsed| parsed.hash(&self.hash_seed));
-        // Multiply and shift instead of a division: the high bits choose the ring.
-        (((hash >> 32) * u64::from(rings)) >> 32) as u16
     }
 
     /// Writes `frames` to one receive ring of `vport`: one lock, one publication.
@@ -271,7 +297,7 @@ impl Worker {
         batch: &Batch<'_>,
         vport: &Vport,
         queue: u16,
-        frames: &[u8],
+        frames: Frames,
     ) {
         let slot = vport.rx.get(usize::from(queue)).and_then(|rx| Some((rx, rx.cell.enter()?)));
         let Some((rx, mut slot)) = slot else {
@@ -279,67 +305,70 @@ impl Worker {
             self.refuse(frames, DropReason::LinkDown);
             return;
         };
-        burst.counters.copies.add(frames.len() as u64);
-        rx.counters.offered_frames.add(frames.len() as u64);
-        let (tried, fault) = match slot.live().filter(|live| live.enabled) {
-            None => (0, None),
-            Some(live) if live.map.is_dead() => (0, Some(RingFault::MemoryLost)),
+        let offered = u64::from(frames.count_ones());
+        burst.counters.copies.add(offered);
+        rx.counters.offered_frames.add(offered);
+        let (down, fault) = match slot.live().filter(|live| live.enabled) {
+            None => (frames, None),
+            Some(live) if live.map.is_dead() => (frames, Some(RingFault::MemoryLost)),
             Some(live) => self.fill(batch, live, frames, &rx.counters),
         };
         // What no buffer was tried for met a ring that is down, or broke just now.
-        let down = &frames[tried..];
-        rx.counters.drops.add(DropReason::LinkDown, down.len() as u64);
-        self.refuse(down, DropReason::LinkDown);
+        if down != 0 {
+            rx.counters.drops.add(DropReason::LinkDown, down.count_ones().into());
+            self.refuse(down, DropReason::LinkDown);
+        }
         if let Some(fault) = fault.and_then(|fault| slot.break_with(fault)) {
             let vring = queue * 2;
             burst.reports.send(Report::Broken { port: vport.id, vring, fault });
         }
     }
 
-    /// Fills the ring with `frames`; returns how many of them are dealt with, delivered or dropped,
-    /// and why the ring broke before the others, if it did.
+    /// Fills the ring with `frames`; returns those that were not tried as the ring broke before them,
+    /// and why it did.
     fn fill(
         &mut self,
         batch: &Batch<'_>,
         live: &mut LiveRing,
-        frames: &[u8],
+        frames: Frames,
         counters: &Egress,
-    ) -> (usize, Option<RingFault>) {
+    ) -> (Frames, Option<RingFault>) {
         let receiver = live.abilities;
-        let mut fill = match live.ring.fill(&live.map, frames.len(), live.mergeable) {
+        let count = frames.count_ones() as usize;
+        let mut fill = match live.ring.fill(&live.map, count, live.mergeable) {
             Ok(fill) => fill,
-            Err(fault) => return (0, Some(fault)),
+            Err(fault) => return (frames, Some(fault)),
         };
-        let (mut delivered, mut bytes, mut fault) = (0, 0, None);
-        let mut tried = frames.len();
-        for (n, &at) in frames.iter().enumerate() {
-            let at = usize::from(at);
-            if let Some(&next) = frames.get(n + 1) {
-                batch.frames[usize::from(next)].body.prefetch_all();
+        let (mut delivered, mut bytes) = (0, 0);
+        let (mut left, mut fault) = (frames, None);
+        while left != 0 {
+            let at = left.trailing_zeros() as usize;
+            let next = left & (left - 1);
+            if next != 0 {
+                batch.frames[next.trailing_zeros() as usize].body.prefetch_all();
             }
-            let frame = &batch.frames[at];
             match self.push(batch, at, receiver, &mut fill) {
                 Ok(()) => {
-                    delivered += 1;
-                    bytes += u64::from(frame.len);
-                    self.fates[at] = None;
+                    delivered |= 1 << at;
+                    bytes += u64::from(batch.frames[at].len);
                 }
                 Err(Refusal::Drop(reason)) => {
                     counters.drops.add(reason, 1);
-                    self.refuse(&[at as u8], reason);
+                    self.refuse(1 << at, reason);
                 }
                 Err(Refusal::Fault(broken)) => {
                     fault = Some(broken);
-                    tried = n;
                     break;
                 }
             }
+            left = next;
         }
+        self.delivered |= delivered;
         // What was written is published all the same.
         let told = fill.finish();
-        counters.delivered_frames.add(delivered);
+        counters.delivered_frames.add(delivered.count_ones().into());
         counters.delivered_bytes.add(bytes);
-        (tried, fault.or(told.err()))
+        (left, fault.or(told.err()))
     }
 
     /// Writes one frame, as the receiver can take it.
@@ -355,7 +384,10 @@ impl Worker {
         let scratch = &mut self.scratch[at];
         let end = VNET_HDR + usize::from(frame.head_len);
         if self.plain & 1 << at != 0 {
-            *scratch.vnet_mut() = [0; VNET_HDR];
+            *scratch.vnet_mut() = IN_ONE_BUFFER;
+            if frame.is_short() && fill.push_short(&scratch.all()[..end]) {
+                return Ok(());
+            }
             return fill.push(&mut scratch.all_mut()[..end], batch.tail(frame), frame.len);
         }
         match self.offloads[at].for_receiver(receiver) {
@@ -374,28 +406,25 @@ impl Worker {
         }
     }
 
-    /// Notes why frames were not delivered; a frame that someone got stays forwarded.
-    fn refuse(&mut self, frames: &[u8], reason: DropReason) {
-        for &at in frames {
-            let fate = &mut self.fates[usize::from(at)];
-            if *fate == Some(DropReason::NoReceiver) {
-                *fate = Some(reason);
+    /// Notes why frames were not delivered; the first reason counts, if no one gets a copy.
+    fn refuse(&mut self, frames: Frames, reason: DropReason) {
+        for at in places(frames) {
+            if self.reasons[at] == DropReason::NoReceiver {
+                self.reasons[at] = reason;
             }
         }
     }
 
     /// Step 4: every frame received is forwarded, answered, or dropped for one reason.
-    fn account(&self, burst: &Burst<'_>, batch: &Batch<'_>) {
-        let (mut forwarded, mut answered) = (0, 0);
-        for (fate, decision) in self.fates.iter().zip(&self.decisions).take(batch.frames.len()) {
-            match fate {
-                None if matches!(decision, Decision::Answer(_)) => answered += 1,
-                None => forwarded += 1,
-                Some(reason) => burst.counters.drops.add(*reason, 1),
-            }
+    fn account(&self, burst: &Burst<'_>, n: usize, routes: &Routes) {
+        let answered = self.delivered & routes.answers;
+        let forwarded = self.delivered & !routes.answers;
+        burst.counters.forwarded_frames.add(forwarded.count_ones().into());
+        burst.counters.answered_frames.add(answered.count_ones().into());
+        let received = Frames::MAX >> (BURST - n);
+        for at in places(received & !self.delivered) {
+            burst.counters.drops.add(self.reasons[at], 1);
         }
-        burst.counters.forwarded_frames.add(forwarded);
-        burst.counters.answered_frames.add(answered);
     }
 }
 
@@ -413,7 +442,7 @@ fn judge(
     sender: Abilities,
     now_s: u32,
     memo: &mut Memo,
-) -> Result<(Offload, Decision), DropReason> {
+) -> Result<(Option<Offload>, Decision), DropReason> {
     let l2 = flow::l2(head, frame_len).map_err(|_| DropReason::Malformed)?;
     let offload = check_offload(burst.vport, asked, head, frame_len, sender)?;
     anti_spoof(burst.vport, &l2, head, frame_len)?;
@@ -427,27 +456,102 @@ fn judge(
     }
     if memo.dst != l2.dst {
         memo.route = route(burst.vport, burst.tables, burst.fdb, &l2);
+        memo.rings = receive_rings(memo.route, burst.tables);
         memo.dst = l2.dst;
     }
+    memo.l2 = Some(l2);
     Ok((offload, memo.route))
 }
 
-/// What the frame before was found to be, for one burst: most have one sender and one destination.
+/// What the frames before were found to be, for one burst: most have one sender and one destination.
 /// A change of the tables shows with the next burst.
 struct Memo {
     src: u64,
     dst: u64,
+    /// Where `dst` is.
     route: Decision,
+    /// Receive rings there.
+    rings: u16,
+    /// The Ethernet part of the last frame that was routed.
+    l2: Option<L2>,
+    /// Where frames went whose like go there as well, by [`place`](Self::place).
+    known: [Option<Known>; 8],
+}
+
+/// An Ethernet header, and the bin of the frames that have it.
+struct Known {
+    header: (u64, u64),
+    l2: L2,
+    bin: usize,
 }
 
 impl Default for Memo {
     fn default() -> Self {
         // Keys have 48 bits: these are no one's.
-        Self { src: !0, dst: !0, route: Decision::Flood }
+        let known = [const { None }; 8];
+        Self { src: !0, dst: !0, route: Decision::Flood, rings: 0, l2: None, known }
     }
 }
 
-/// What is left to do to a frame, if it asks only for what it may and fits the vport's MTU.
+impl Memo {
+    /// The bin of a frame that asks for nothing, may go, and has the Ethernet header of one before: so its
+    /// source was learned, and its destination looked up. What depends on more than that header is
+    /// judged of every frame.
+    #[inline(always)]
+    fn repeats(&self, vport: &Vport, scratch: &Scratch, frame: &Frame<'_>) -> Option<usize> {
+        let known = self.known[Self::place(scratch)].as_ref()?;
+        let is_same = frame.drop.is_none()
+            && ethernet_header(scratch.head()) == known.header
+            && asks_nothing(scratch.vnet())
+            && frame.len <= vport.rules.max_frame_bytes;
+        let may = is_same && {
+            let head = &scratch.head()[..usize::from(frame.head_len)];
+            anti_spoof_ip(vport, &known.l2, head, frame.len).is_ok()
+        };
+        may.then_some(known.bin)
+    }
+
+    /// The frame went to `bin`, and so will those with its Ethernet header. Not if it may be a question
+    /// (ARP, groups), nor if that header goes on in VLAN tags.
+    fn remember(&mut self, scratch: &Scratch, bin: usize) {
+        let is_plain =
+            |l2: &L2| l2.tags == 0 && !l2.is_to_group() && l2.ethertype != ethernet::ETHERTYPE_ARP;
+        let header = ethernet_header(scratch.head());
+        if let Some(l2) = self.l2.filter(is_plain) {
+            self.known[Self::place(scratch)] = Some(Known { header, l2, bin });
+        }
+    }
+
+    /// Neighbours often have addresses that differ in the last bits.
+    #[inline]
+    fn place(scratch: &Scratch) -> usize {
+        usize::from(scratch.head()[5] % 8)
+    }
+}
+
+/// The 14 bytes of the Ethernet header, in two words that overlap.
+#[inline]
+fn ethernet_header(head: &[u8; HEAD]) -> (u64, u64) {
+    let word = |at: usize| u64::from_ne_bytes(*head[at..].first_chunk().expect("128 bytes"));
+    (word(0), word(6))
+}
+
+/// Neither flags nor a GSO type.
+#[inline]
+fn asks_nothing(asked: &[u8; VNET_HDR]) -> bool {
+    u16::from_le_bytes([asked[0], asked[1]]) == 0
+}
+
+/// Receive rings to spread frames over, where there is one vport that they go to.
+fn receive_rings(route: Decision, tables: &Tables) -> u16 {
+    match route {
+        Decision::Output(port) => tables.port(port).map_or(0, |out| out.rx_enabled()),
+        Decision::Flood | Decision::Answer(_) | Decision::Drop(_) => 0,
+    }
+}
+
+/// What is left to do to a frame, if it asks only for what it may and fits the vport's MTU; mostly
+/// nothing.
 ///
 /// # Errors
 /// Why the frame goes nowhere.
@@ -458,15 +562,15 @@ pub fn check_offload(
     head: &[u8],
     frame_len: u32,
     sender: Abilities,
-) -> Result<Offload, DropReason> {
-    // Neither flags nor a GSO type: nothing is asked for.
-    if u16::from_le_bytes([asked[0], asked[1]]) == 0 {
+) -> Result<Option<Offload>, DropReason> {
+    if asks_nothing(asked) {
         let fits = frame_len <= vport.rules.max_frame_bytes;
-        return if fits { Ok(PLAIN) } else { Err(DropReason::TooLong) };
+        return if fits { Ok(None) } else { Err(DropReason::TooLong) };
     }
-    check_asked(vport, &VirtioNetHdr::parse(asked), head, frame_len, sender)
+    check_asked(vport, &VirtioNetHdr::parse(asked), head, frame_len, sender).map(Some)
 }
 
+#[inline(never)]
 fn check_asked(
     vport: &Vport,
     asked: &VirtioNetHdr,
@@ -494,6 +598,12 @@ fn check_asked(
 #[inline]
 pub fn anti_spoof(vport: &Vport, l2: &L2, head: &[u8], frame_len: u32) -> Result<(), DropReason> {
     spoof::ethernet(&vport.rules, l2)?;
+    anti_spoof_ip(vport, l2, head, frame_len)
+}
+
+/// As [`anti_spoof`], where the Ethernet header is known to be good.
+#[inline(always)]
+fn anti_spoof_ip(vport: &Vport, l2: &L2, head: &[u8], frame_len: u32) -> Result<(), DropReason> {
     match &vport.rules.bound {
         None => Ok(()),
         Some(bound) => bound.check(l2, head, frame_len),

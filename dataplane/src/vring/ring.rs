@@ -131,6 +131,21 @@ impl Ring {
         }
     }
 
+    /// Takes the next chain, which has one entry, and gives it back.
+    #[inline]
+    pub(super) fn use_next(&mut self, id: u16, written: u32) {
+        match self {
+            Self::Split(ring) => {
+                ring.take(1);
+                ring.push_used(id, written);
+            }
+            Self::Packed(ring) => {
+                ring.take(1);
+                ring.push_used(id, 1, written);
+            }
+        }
+    }
+
     /// Shows the guest all that was given back, and notifies it if it asked.
     ///
     /// # Errors

@@ -24,6 +24,13 @@ const MAX_BUFFERS: usize = 64;
 /// Where `num_buffers` is in the virtio-net header, little-endian (virtio 1.3, section 5.1.6).
 const NUM_BUFFERS: usize = 10;
 
+/// The virtio-net header of a frame that asks for nothing and lies in one buffer.
+pub const IN_ONE_BUFFER: [u8; VNET_HDR] = {
+    let mut header = [0; VNET_HDR];
+    header[NUM_BUFFERS] = 1;
+    header
+};
+
 /// A buffer that was looked at ahead of its use.
 #[derive(Debug, Clone, Copy)]
 struct Ready<'m> {
@@ -142,15 +149,24 @@ impl From<RingFault> for Refusal {
 }
 
 impl Fill<'_> {
-    /// Where the frame after `ahead` more frames will go, for prefetching.
-    #[inline]
-    pub fn peek(&self, ahead: usize) -> Option<GuestSlice<'_>> {
-        self.ready.get(self.used + ahead).and_then(|entry| entry.single)
+    /// Writes one frame that is all in `bytes`, behind the header [`IN_ONE_BUFFER`]; `false`: the next
+    /// buffer is not one that holds it.
+    #[inline(always)]
+    pub fn push_short(&mut self, bytes: &[u8]) -> bool {
+        match self.ready.get(self.used) {
+            Some(&Ready { head, single: Some(buffer) }) if buffer.len() as usize >= bytes.len() => {
+                buffer.write(bytes);
+                self.used += 1;
+                self.ring.use_next(head, bytes.len() as u32);
+                true
+            }
+            _ => false,
+        }
     }
 
     /// Writes one frame: `head` is the virtio-net header and the frame's first bytes, `tail` the
     /// rest. `head`'s num_buffers is set here.
-    #[inline]
+    #[inline(always)]
     pub fn push(&mut self, head: &mut [u8], tail: Tail<'_, '_>, len: u32) -> Result<(), Refusal> {
         let total = VNET_HDR as u32 + len;
         if let Some(Ready { head: desc_head, single: Some(buffer) }) =
@@ -166,14 +182,14 @@ impl Fill<'_> {
                 at += buffer.skip(at).copy_from(part) as u32;
             }
             self.used += 1;
-            self.ring.take(1);
-            self.ring.push_used(desc_head, 1, at);
+            self.ring.use_next(desc_head, at);
             return Ok(());
         }
         self.push_scattered(head, tail, total)
     }
 
     /// The general path: chains of several descriptors, frames over several buffers.
+    #[inline(never)]
     fn push_scattered(
         &mut self,
         head: &mut [u8],

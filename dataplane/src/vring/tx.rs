@@ -102,7 +102,20 @@ impl PackedRing {
         let mut outcome = Ok(());
         for _ in 0..limit.frames.min(BURST as u16) {
             self.prefetch(ahead + PREFETCH_AHEAD);
-            match self.locate(map, ahead, batch) {
+            let Some((desc, id)) = self.peek(ahead) else { break };
+            if desc.is_whole_chain(Direction::Transmit) && desc.len != 0 {
+                let Some(body) = map.slice(desc.gpa, desc.len, &mut self.hint) else {
+                    outcome = Err(RingFault::BadAddress { gpa: desc.gpa, len: desc.len });
+                    break;
+                };
+                let frame = whole(id, body, batch.more.len() as u16);
+                ahead += 1;
+                if batch.add(frame, charge(&frame)) >= limit.bytes {
+                    break;
+                }
+                continue;
+            }
+            match self.locate_chain(map, ahead, batch) {
                 Ok(Some(frame)) => {
                     ahead += frame.slots;
                     if batch.add(frame, charge(&frame)) >= limit.bytes {
@@ -120,21 +133,15 @@ impl PackedRing {
         outcome
     }
 
-    /// Finds where the frame of the chain `ahead` entries on lies; `None`: there is none, or no
+    /// Finds where the frame of the chain of several buffers `ahead` entries on lies; `None`: there is no
     /// room for its segments.
-    #[inline]
-    fn locate<'m>(
+    #[inline(never)]
+    fn locate_chain<'m>(
         &mut self,
         map: &'m GuestMap,
         ahead: u16,
         batch: &mut Batch<'m>,
     ) -> Result<Option<Frame<'m>>, RingFault> {
-        let Some((desc, id)) = self.peek(ahead) else { return Ok(None) };
-        if desc.is_whole_chain(Direction::Transmit) && desc.len != 0 {
-            let bad = RingFault::BadAddress { gpa: desc.gpa, len: desc.len };
-            let body = map.slice(desc.gpa, desc.len, &mut self.hint).ok_or(bad)?;
-            return Ok(Some(whole(id, body, batch.more.len() as u16)));
-        }
         if batch.more.len() + MAX_SEGMENTS > MORE {
             return Ok(None);
         }
@@ -174,7 +181,22 @@ impl SplitRing {
             }
         }
         for &head in &heads {
-            match self.locate(map, head, batch) {
+            let desc = Desc::fetch(&self.desc().get(), head);
+            if let Some(desc) = desc
+                && desc.is_whole_chain(Direction::Transmit)
+                && desc.len != 0
+            {
+                let Some(body) = map.slice(desc.gpa, desc.len, &mut self.hint) else {
+                    outcome = Err(RingFault::BadAddress { gpa: desc.gpa, len: desc.len });
+                    break;
+                };
+                let frame = whole(head, body, batch.more.len() as u16);
+                if batch.add(frame, charge(&frame)) >= limit.bytes {
+                    break;
+                }
+                continue;
+            }
+            match self.locate_chain(map, head, batch) {
                 Ok(Some(frame)) => {
                     if batch.add(frame, charge(&frame)) >= limit.bytes {
                         break;
@@ -191,26 +213,9 @@ impl SplitRing {
         outcome
     }
 
-    /// Finds where the frame of one chain lies. `body` is the first buffer, `more` the others, the
-    /// virtio-net header still counted.
-    #[inline]
-    fn locate<'m>(
-        &mut self,
-        map: &'m GuestMap,
-        head: u16,
-        batch: &mut Batch<'m>,
-    ) -> Result<Option<Frame<'m>>, RingFault> {
-        let at = batch.more.len() as u16;
-        let simple = Desc::fetch(&self.desc().get(), head)
-            .filter(|desc| desc.is_whole_chain(Direction::Transmit) && desc.len != 0);
-        if let Some(desc) = simple {
-            let bad = RingFault::BadAddress { gpa: desc.gpa, len: desc.len };
-            let body = map.slice(desc.gpa, desc.len, &mut self.hint).ok_or(bad)?;
-            return Ok(Some(whole(head, body, at)));
-        }
-        self.locate_chain(map, head, batch)
-    }
-
+    /// Finds where the frame of a chain of several buffers lies. `body` is the first buffer, `more` the
+    /// others, the virtio-net header still counted. `None`: there is no room for its segments.
+    #[inline(never)]
     fn locate_chain<'m>(
         &mut self,
         map: &'m GuestMap,
