@@ -45,7 +45,8 @@ pub fn plan(vhost: &VhostThread, pmds: &Arc<Pmds>, rebalance_interval_s: u32) ->
     let interval = if moves_rings { rebalance_interval_s } else { MEASURE_S };
     let pmds = Arc::clone(pmds);
     let tick = move || {
-        for moved in moves_rings.then(|| pmds.rebalance()).unwrap_or_default() {
+        let moves = if moves_rings { pmds.rebalance() } else { Vec::new() };
+        for moved in moves {
             let (port, queue, from, to) = (&moved.vport.name, moved.queue, moved.from, moved.to);
             tracing::info!(%port, queue, from, to, "vring was moved to another PMD");
         }
