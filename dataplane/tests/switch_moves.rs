@@ -101,7 +101,7 @@ fn rings_that_move_without_pause_lose_double_and_reorder_nothing() {
         let pmds = rig.switch.pmd_threads();
         let (mut moves, mut rng) = (0, Rng::seeded(7));
         let is_enough = |flow: &Flow| flow.received.load(Ordering::Relaxed) >= FRAMES;
-        while !(moves >= MOVES && flows.iter().all(is_enough)) && !taker.is_finished() {
+        while !(taker.is_finished() || moves >= MOVES && flows.iter().all(is_enough)) {
             let port = PortId(*rng.pick(&ports));
             moves += u64::from(pmds.move_ring(port, 0, rng.below(2) as u32).is_some());
             std::thread::yield_now();
