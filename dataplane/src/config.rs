@@ -44,6 +44,8 @@ const MAX_PORTS: u32 = 65_536;
 const MAX_QUANTUM_BYTES: u32 = 1 << 20;
 /// The longest a PMD may spin without work, in microseconds: ten seconds.
 const MAX_IDLE_US: u32 = 10_000_000;
+/// The longest pause between two looks at the loads of PMDs, in seconds: a day.
+const MAX_INTERVAL_S: u32 = 86_400;
 /// The longest time-out of the vhost-user protocol, in milliseconds: a minute.
 const MAX_VHOST_MS: u32 = 60_000;
 
@@ -116,6 +118,10 @@ pub struct PmdConfig {
     /// How often a PMD that has work looks for kicks of vrings that it does not poll, in
     /// microseconds; 0 after every round.
     pub kick_check_us: u32,
+    /// How often vrings are moved between PMDs by their load, in seconds; 0 never.
+    pub rebalance_interval_s: u32,
+    /// How much load that must take off the PMD that has most, in hundredths of a core's time.
+    pub rebalance_gain_percent: u32,
 }
 
 impl Default for PmdConfig {
@@ -126,6 +132,8 @@ impl Default for PmdConfig {
             quantum_bytes: 48_576,
             idle_before_sleep_us: 200,
             kick_check_us: 25,
+            rebalance_interval_s: 5,
+            rebalance_gain_percent: 10,
         }
     }
 }
@@ -401,7 +409,11 @@ impl PmdConfig {
         within("pmd.quantum_bytes", quantum, 64, MAX_QUANTUM_BYTES, "48576 is the default")?;
         let sleep = self.idle_before_sleep_us;
         within("pmd.idle_before_sleep_us", sleep, 0, MAX_IDLE_US, "200 is usual, 0 never sleeps")?;
-        within("pmd.kick_check_us", self.kick_check_us, 0, MAX_IDLE_US, "25 is usual")
+        within("pmd.kick_check_us", self.kick_check_us, 0, MAX_IDLE_US, "25 is usual")?;
+        let interval = self.rebalance_interval_s;
+        within("pmd.rebalance_interval_s", interval, 0, MAX_INTERVAL_S, "5 is usual, 0 is never")?;
+        let gain = self.rebalance_gain_percent;
+        within("pmd.rebalance_gain_percent", gain, 1, 100, "10 is the default")
     }
 }
 

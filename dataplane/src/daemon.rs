@@ -71,6 +71,8 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
             quantum_bytes: config.pmd.quantum_bytes,
             idle_before_sleep_us: config.pmd.idle_before_sleep_us,
             kick_check_us: config.pmd.kick_check_us,
+            rebalance_interval_s: config.pmd.rebalance_interval_s,
+            rebalance_gain_percent: config.pmd.rebalance_gain_percent,
         },
         ports,
         listen: SocketMode::Listen { permissions, group: group.map(|group| group.as_raw()) },

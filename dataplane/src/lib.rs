@@ -55,6 +55,7 @@ pub mod port;
 pub mod software;
 pub mod spoof;
 pub mod stats;
+mod sync;
 pub mod tables;
 #[cfg(feature = "testing")]
 pub mod testing;

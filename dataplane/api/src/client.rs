@@ -26,8 +26,8 @@ use tokio::net::UnixStream;
 use crate::{
     ApiError, Attachment, AttachmentList, AttachmentSpec, Created, DEFAULT_SOCKET, ErrorReply,
     ExplainReply, ExplainRequest, FdbEntry, FdbFilter, FdbList, Health, Mac, NetworkList, PmdList,
-    Policy, Port, PortList, PortSpec, StaticEntry, StaticEntrySpec, Stats, Version, Vni, VniList,
-    VniSpec,
+    Policy, Port, PortList, PortSpec, Rebalanced, StaticEntry, StaticEntrySpec, Stats, Version,
+    Vni, VniList, VniSpec,
 };
 
 /// The longest reply that is read, in bytes: a list of [`crate::MAX_FDB_LIST`] entries fits.
@@ -305,6 +305,15 @@ impl Client {
     /// See [`Client::create_port`].
     pub async fn pmds(&self) -> Result<PmdList> {
         self.get("/v1/pmds").await
+    }
+
+    /// Has vrings moved between the polling threads where that pays.
+    ///
+    /// # Errors
+    /// See [`Client::create_port`].
+    pub async fn rebalance(&self) -> Result<Rebalanced> {
+        let (_, reply) = self.call(Method::POST, "/v1/pmds/rebalance", None::<&()>, &[]).await?;
+        Ok(reply)
     }
 
     /// Asks each stage of the pipeline what it would do with a frame.

@@ -57,7 +57,8 @@ pub use port::{
     PortDefaults, PortList, PortMode, PortSpec, Ring, RingState,
 };
 pub use stats::{
-    Drops, EgressStats, IngressStats, Pmd, PmdList, PmdRing, PortStats, StageSamples, Stats,
+    Drops, EgressStats, IngressStats, Pmd, PmdList, PmdRing, PortStats, Rebalanced, RingMove,
+    StageSamples, Stats,
 };
 pub use vni::{MAX_AGEING_S, MAX_VNI, UnknownUnicast, Vni, VniList, VniSpec};
 

@@ -111,6 +111,11 @@ pub struct PortSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub policy: Option<Policy>,
+    /// The PMD threads, by number, that the transmit vrings stay on: one for all of them, or one for
+    /// each queue pair in turn. Default: none, and vrings go and move where there is least load.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(max_items = 128)]
+    pub pmds: Vec<u32>,
 }
 
 const fn one_queue_pair() -> u16 {
@@ -154,6 +159,14 @@ impl PortSpec {
                 self.queue_pairs,
                 "A port has 1 to 128 queue pairs",
                 "Ask for at most as many pairs as the guest has virtual CPUs",
+            ));
+        }
+        if self.pmds.len() > usize::from(self.queue_pairs) {
+            return Err(ApiError::invalid(
+                "pmds",
+                join(&self.pmds),
+                format!("The port has {} queue pairs, and each is on one PMD", self.queue_pairs),
+                "Name one PMD for all queue pairs, or at most one for each",
             ));
         }
         if let Some(quota) = self.mac_quota.filter(|quota| !(1..=MAX_MAC_QUOTA).contains(quota)) {
@@ -269,8 +282,14 @@ impl PortSpec {
             mtu: self.mtu,
             addresses: self.addresses,
             policy: self.policy,
+            pmds: self.pmds,
         })
     }
+}
+
+fn join<T: fmt::Display>(items: &[T]) -> String {
+    let texts: Vec<_> = items.iter().map(T::to_string).collect();
+    if texts.is_empty() { "none".to_owned() } else { texts.join(" ") }
 }
 
 /// What fills in the fields that a [`PortSpec`] leaves out; comes from the configuration.
@@ -320,6 +339,9 @@ pub struct AppliedPortSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub policy: Option<Policy>,
+    /// The PMD threads that the transmit vrings are pinned to in turn, if they are.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pmds: Vec<u32>,
 }
 
 /// A field in which a wanted port differs from the one that holds the name.
@@ -340,10 +362,6 @@ impl AppliedPortSpec {
         fn or_none<T: fmt::Display>(value: Option<&T>) -> String {
             value.map_or_else(|| "none".to_owned(), T::to_string)
         }
-        let join = |addresses: &[IpAddr]| {
-            let texts: Vec<_> = addresses.iter().map(IpAddr::to_string).collect();
-            if texts.is_empty() { "none".to_owned() } else { texts.join(" ") }
-        };
         let fields = |spec: &Self| {
             [
                 ("name", spec.name.clone()),
@@ -358,6 +376,7 @@ impl AppliedPortSpec {
                 ("mtu", or_none(spec.mtu.as_ref())),
                 ("addresses", join(&spec.addresses)),
                 ("policy", or_none(spec.policy.as_ref())),
+                ("pmds", join(&spec.pmds)),
             ]
         };
         fields(self)

@@ -78,6 +78,32 @@ pub struct PmdRing {
     pub port: String,
     /// The vring's index.
     pub ring: u16,
+    /// The share of a core's time that it took over the last interval or two, in thousandths.
+    #[serde(default)]
+    pub load_permille: u32,
+    /// Whether the port's settings keep it on this thread.
+    #[serde(default)]
+    pub is_pinned: bool,
+}
+
+/// A vring that was moved from one polling thread to another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RingMove {
+    /// The port's name.
+    pub port: String,
+    /// The vring's index.
+    pub ring: u16,
+    /// The thread that polled it.
+    pub from: u32,
+    /// The thread that polls it now.
+    pub to: u32,
+}
+
+/// What a look at the loads of polling threads came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Rebalanced {
+    /// The vrings moved; none when it would not have paid.
+    pub moves: Vec<RingMove>,
 }
 
 /// One polling thread.

@@ -50,6 +50,9 @@ pub enum Command {
     Attachments(AttachmentsArgs),
     /// Counters of ports, or of PMD threads
     Stats(StatsArgs),
+    /// PMD threads: which polls which vring, and moving vrings between them
+    #[command(subcommand)]
+    Pmd(PmdCommand),
     /// Ask each stage of the pipeline what it would do with a frame; nothing is sent or counted
     Explain(ExplainArgs),
     /// Whether the switch does its work
@@ -209,6 +212,10 @@ pub struct PortAddArgs {
     /// What the guest may send and receive [default: everything]
     #[command(flatten)]
     policy: PolicyArgs,
+    /// The PMD that all transmit vrings stay on, or one for each queue pair in turn, as in 0,1
+    /// [default: where there is least load]
+    #[arg(long = "pmd", value_name = "N", value_delimiter = ',')]
+    pmds: Vec<u32>,
 }
 
 impl From<PortAddArgs> for PortSpec {
@@ -229,6 +236,7 @@ impl From<PortAddArgs> for PortSpec {
             mtu: args.mtu,
             addresses: args.addresses,
             policy: args.policy.given(),
+            pmds: args.pmds,
         }
     }
 }
@@ -399,6 +407,15 @@ pub struct AttachmentName {
     /// The interface in it
     #[arg(default_value = "eth0")]
     pub interface: String,
+}
+
+/// `slipwayctl pmd ...`
+#[derive(Debug, Subcommand)]
+pub enum PmdCommand {
+    /// List the vrings by PMD: how much of a core each takes, and whether it is pinned
+    List,
+    /// Move vrings from PMDs with much load to those with little, where that pays
+    Rebalance,
 }
 
 /// `slipwayctl stats ...`

@@ -13,8 +13,8 @@ use slipway_api::{Created, DEFAULT_SOCKET, HealthStatus, client::Client};
 use crate::{
     Failure,
     cli::{
-        AttachmentsCommand, Cli, Command, ConfigArgs, FdbCommand, PolicyCommand, PortCommand,
-        Shell, VniCommand,
+        AttachmentsCommand, Cli, Command, ConfigArgs, FdbCommand, PmdCommand, PolicyCommand,
+        PortCommand, Shell, VniCommand,
     },
     node::{self, Node, check::Daemon},
     tables, watch,
@@ -77,6 +77,10 @@ pub async fn run(cli: Cli, stream: &mut dyn Write, is_terminal: bool) -> Result<
             None if args.pmd => watch::pmds(&client, args.interval, Some(1), &mut out).await,
             None => out.answer(&client.stats().await?, tables::stats),
         },
+        Command::Pmd(PmdCommand::List) => out.answer(&client.pmds().await?, tables::pmd_rings),
+        Command::Pmd(PmdCommand::Rebalance) => {
+            out.answer(&client.rebalance().await?, tables::rebalanced)
+        }
         Command::Explain(args) => {
             out.answer(&client.explain(&args.into()).await?, tables::explanation)
         }

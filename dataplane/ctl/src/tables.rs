@@ -2,8 +2,8 @@
 
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use slipway_api::{
-    Attachment, AttachmentList, Decision, ExplainReply, FdbList, Health, NetworkList, Port,
-    PortList, PortStats, Stats, VniList,
+    Attachment, AttachmentList, Decision, ExplainReply, FdbList, Health, NetworkList, PmdList,
+    Port, PortList, PortStats, Rebalanced, Stats, VniList,
 };
 
 use crate::pmd_rates::{PmdRates, StageCost};
@@ -66,8 +66,9 @@ pub fn port(port: &Port) -> String {
         ("Learning", learning(port)),
         ("Anti-spoof", yes_no(spec.anti_spoof).to_owned()),
         ("MTU", or_dash(spec.mtu.as_ref())),
-        ("Addresses", addresses(port)),
+        ("Addresses", all_or_dash(&spec.addresses)),
         ("Policy", policy(port)),
+        ("Pinned to", all_or_dash(&spec.pmds)),
         ("Features", if port.features.is_empty() { "-".into() } else { port.features.join(" ") }),
     ];
     let mut text: String =
@@ -117,8 +118,8 @@ fn learning(port: &Port) -> String {
     if port.spec.learning { format!("yes, up to {}", port.spec.mac_quota) } else { "no".to_owned() }
 }
 
-fn addresses(port: &Port) -> String {
-    let texts: Vec<_> = port.spec.addresses.iter().map(ToString::to_string).collect();
+fn all_or_dash<T: ToString>(items: &[T]) -> String {
+    let texts: Vec<_> = items.iter().map(ToString::to_string).collect();
     if texts.is_empty() { "-".to_owned() } else { texts.join(" ") }
 }
 
@@ -368,6 +369,34 @@ fn frame_costs(rates: &PmdRates) -> String {
         ">CYCLES/EMPTY LOOK",
     ];
     table(&heads, rows, "")
+}
+
+/// The vrings by PMD.
+pub fn pmd_rings(list: &PmdList) -> String {
+    let rows = list.pmds.iter().flat_map(|pmd| {
+        pmd.rings.iter().map(|ring| {
+            vec![
+                pmd.id.to_string(),
+                or_dash(pmd.core.as_ref()),
+                ring.port.clone(),
+                ring.ring.to_string(),
+                format!("{:.1} %", f64::from(ring.load_permille) / 10.0),
+                yes_no(ring.is_pinned).to_owned(),
+            ]
+        })
+    });
+    let heads = [">PMD", ">CORE", "PORT", ">RING", ">LOAD", "PINNED"];
+    table(&heads, rows, "No vring is polled.")
+}
+
+/// The vrings that were moved.
+pub fn rebalanced(outcome: &Rebalanced) -> String {
+    let rows = outcome.moves.iter().map(|moved| {
+        let (ring, from, to) = (moved.ring, moved.from, moved.to);
+        vec![moved.port.clone(), ring.to_string(), from.to_string(), to.to_string()]
+    });
+    let nothing = "No vring was moved: it would not have paid.";
+    table(&["PORT", ">RING", ">FROM PMD", ">TO PMD"], rows, nothing)
 }
 
 /// The first few names; a PMD may poll hundreds of vrings.

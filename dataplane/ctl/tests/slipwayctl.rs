@@ -104,6 +104,7 @@ Anti-spoof   yes
 MTU          1500
 Addresses    -
 Policy       -
+Pinned to    -
 Features     VIRTIO_F_VERSION_1 VIRTIO_NET_F_MRG_RXBUF
 Memory       256 MiB at 0x0
 
@@ -282,6 +283,36 @@ vm1   to guest    ring_full       5
 
 PORT  RING FAULT  TIMES
 vm1   avail_jump      1
+";
+
+#[test]
+fn vrings_are_listed_by_pmd_and_moved_unless_they_are_pinned() {
+    let rig = Rig::start();
+    assert_eq!(rig.text("pmd list"), "No vring is polled.\n");
+    rig.text("port add vm1");
+    rig.text("port add vm2 --queue-pairs 2 --pmd 0,0");
+    rig.switch.connect("vm1");
+    rig.switch.connect("vm2");
+    assert_eq!(rig.text("pmd list"), PMD_LIST);
+    assert_eq!(rig.text("pmd rebalance"), PMD_REBALANCE);
+    assert!(rig.text("port show vm2").contains("Pinned to    0 0\n"));
+    let (code, told) = rig.failure("port add vm3 --pmd 0,1");
+    assert_eq!(code, 1, "{told}");
+    assert!(told.contains("pmds") && told.contains("0 1"), "{told}");
+    rig.text("port del vm1");
+    let nothing = "No vring was moved: it would not have paid.\n";
+    assert_eq!(rig.text("pmd rebalance"), nothing);
+}
+
+const PMD_LIST: &str = "\
+PMD  CORE  PORT  RING    LOAD  PINNED
+  0     1  vm1      1  75.0 %  no
+  0     1  vm2      1  75.0 %  yes
+";
+
+const PMD_REBALANCE: &str = "\
+PORT  RING  FROM PMD  TO PMD
+vm1      1         1       0
 ";
 
 const PMD_COSTS: &str = "

@@ -11,8 +11,9 @@ use std::{
 use slipway_api::{
     ApiError, Created, Decision, Direction, EgressStats, ErrorCode, ExplainReply, FdbEntry,
     FdbFilter, FdbKind, FdbList, Health, HealthStatus, IngressStats, LinkState, Mac, MemoryRegion,
-    Pmd, PmdList, PmdRing, Policy, Port, PortDefaults, PortList, PortSpec, PortStats, Ring,
-    RingState, Stage, StageSamples, StaticEntry, Stats, UnknownUnicast, Vni, VniList, VniSpec,
+    Pmd, PmdList, PmdRing, Policy, Port, PortDefaults, PortList, PortSpec, PortStats, Rebalanced,
+    Ring, RingMove, RingState, Stage, StageSamples, StaticEntry, Stats, UnknownUnicast, Vni,
+    VniList, VniSpec,
 };
 
 use super::{Control, refusal};
@@ -339,7 +340,12 @@ impl Control for FakeSwitch {
         state.pmd_reads += 1;
         let reads = state.pmd_reads;
         let rings_of = |port: &Port| {
-            let ring = |ring: &Ring| PmdRing { port: port.spec.name.clone(), ring: ring.index };
+            let ring = |ring: &Ring| PmdRing {
+                port: port.spec.name.clone(),
+                ring: ring.index,
+                load_permille: 750,
+                is_pinned: !port.spec.pmds.is_empty(),
+            };
             port.rings
                 .iter()
                 .filter(|ring| ring.direction == Direction::Tx)
@@ -373,6 +379,15 @@ impl Control for FakeSwitch {
             },
         };
         PmdList { cycles_hz: 2_000_000_000, pmds: vec![pmd] }
+    }
+
+    fn rebalance(&self) -> Rebalanced {
+        let state = self.state();
+        // As if there had been another PMD.
+        let moved =
+            |port: &Port| RingMove { port: port.spec.name.clone(), ring: 1, from: 1, to: 0 };
+        let movable = state.ports.values().filter(|port| port.link == LinkState::Up);
+        Rebalanced { moves: movable.filter(|port| port.spec.pmds.is_empty()).map(moved).collect() }
     }
 
     fn explain(&self, port: &str, frame: &[u8]) -> Result<ExplainReply, ApiError> {

@@ -1,4 +1,5 @@
-//! What the control thread does on its own: learning, ageing, and noting broken rings.
+//! What the control thread does on its own: learning, ageing, noting broken rings, and moving rings
+//! from one PMD to another.
 //!
 //! Runs on the vhost control thread, woken by reports of PMDs and by a timer. Everything here goes by
 //! the published snapshot, so no request waits for it and it waits for none.
@@ -8,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::clock;
-use crate::pmd::{Report, Shared};
+use crate::pmd::{Pmds, Report, Shared};
 use crate::port::PortId;
 use crate::port::cell::Slot;
 use crate::vhost::socket::VhostThread;
@@ -18,6 +19,8 @@ use crate::wire::Mac;
 const AGEING_TICK: Duration = Duration::from_secs(1);
 /// A whole round of the FDB takes this many ticks.
 const AGEING_ROUND_TICKS: usize = 15;
+/// How often loads of rings are measured when no ring is moved for it, in seconds.
+const MEASURE_S: u32 = 5;
 /// Reports handled before other work of the thread gets its turn.
 const REPORTS_AT_ONCE: usize = 1024;
 
@@ -31,6 +34,25 @@ pub fn install(vhost: &VhostThread, shared: &Shared) -> io::Result<()> {
     shared.reports.read_by(waker);
     let ageing = shared.clone();
     vhost.add_task(AGEING_TICK, move || age(&ageing)).map_err(io::Error::other)
+}
+
+/// Has loads of rings measured, and rings moved to where it pays; 0: measured only.
+///
+/// # Errors
+/// No descriptor for it.
+pub fn plan(vhost: &VhostThread, pmds: &Arc<Pmds>, rebalance_interval_s: u32) -> io::Result<()> {
+    let moves_rings = rebalance_interval_s > 0;
+    let interval = if moves_rings { rebalance_interval_s } else { MEASURE_S };
+    let pmds = Arc::clone(pmds);
+    let tick = move || {
+        let moves = if moves_rings { pmds.rebalance() } else { Vec::new() };
+        for moved in moves {
+            let (port, queue, from, to) = (&moved.vport.name, moved.queue, moved.from, moved.to);
+            tracing::info!(%port, queue, from, to, "vring was moved to another PMD");
+        }
+        pmds.mark();
+    };
+    vhost.add_task(Duration::from_secs(interval.into()), tick).map_err(io::Error::other)
 }
 
 /// Forgets the addresses of a port whose rings are stopped and which is out of the tables. Its

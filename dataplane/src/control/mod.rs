@@ -40,7 +40,7 @@ mod view;
 use slipway_api::{
     ApiError, Attachment, AttachmentList, AttachmentSpec, Created, ExplainReply, FdbEntry,
     FdbFilter, FdbList, Health, Mac, NetworkList, PmdList, Policy, Port, PortList, PortSpec,
-    StaticEntry, Stats, Version, Vni, VniList, VniSpec,
+    Rebalanced, StaticEntry, Stats, Version, Vni, VniList, VniSpec,
 };
 
 use crate::attach::{Attachments, PodPorts};
@@ -172,6 +172,9 @@ pub trait Control: Send + Sync + 'static {
 
     /// The polling threads, their vrings and counters.
     fn pmds(&self) -> PmdList;
+
+    /// Moves vrings between the polling threads where that pays.
+    fn rebalance(&self) -> Rebalanced;
 
     /// Sends `frame`, bytes from the destination address on, through the pipeline's functions as if
     /// it came from `port`; nothing is forwarded, learned or counted.

@@ -22,8 +22,8 @@ use super::routes;
         routes::list_fdb, routes::put_fdb, routes::delete_fdb,
         routes::list_networks, routes::list_attachments, routes::get_attachment,
         routes::put_attachment, routes::delete_attachment,
-        routes::stats, routes::pmds, routes::explain, routes::health, routes::version,
-        routes::metrics, routes::document,
+        routes::stats, routes::pmds, routes::rebalance, routes::explain, routes::health,
+        routes::version, routes::metrics, routes::document,
     ),
 )]
 struct Document;

@@ -17,8 +17,8 @@ use serde::Deserialize;
 use slipway_api::{
     ApiError, Attachment, AttachmentList, AttachmentSpec, Created, ErrorReply, ExplainReply,
     ExplainRequest, FdbEntry, FdbFilter, FdbList, Health, HealthStatus, NetworkList, PmdList,
-    Policy, Port, PortList, PortSpec, StaticEntry, StaticEntrySpec, Stats, Version, Vni, VniList,
-    VniSpec, check_interface, check_owner,
+    Policy, Port, PortList, PortSpec, Rebalanced, StaticEntry, StaticEntrySpec, Stats, Version,
+    Vni, VniList, VniSpec, check_interface, check_owner,
 };
 
 use super::{
@@ -80,6 +80,7 @@ pub fn table() -> Vec<Route> {
         DELETE "/v1/attachments/{owner}/{interface}" => delete_attachment;
         GET "/v1/stats" => stats;
         GET "/v1/pmds" => pmds;
+        POST "/v1/pmds/rebalance" => rebalance;
         POST "/v1/explain" => explain;
         GET "/v1/health" => health;
         GET "/v1/version" => version;
@@ -440,6 +441,15 @@ pub(super) async fn stats(State(api): State<Api>) -> Json<Stats> {
 ))]
 pub(super) async fn pmds(State(api): State<Api>) -> Json<PmdList> {
     Json(api.control.pmds())
+}
+
+/// Moves vrings from polling threads with much load to those with little, where that pays.
+#[utoipa::path(post, path = "/v1/pmds/rebalance", tag = "counters", responses(
+    (status = 200, description = "The vrings moved", body = Rebalanced),
+    (status = "default", description = "Refused", body = ErrorReply),
+))]
+pub(super) async fn rebalance(State(api): State<Api>) -> Json<Rebalanced> {
+    Json(api.control.rebalance())
 }
 
 /// Asks each stage of the pipeline what it would do with a frame; nothing is sent or counted.

@@ -21,8 +21,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use arc_swap::ArcSwap;
 use slipway_api::{
     ApiError, Created, ErrorCode, ExplainReply, FdbEntry, FdbFilter, FdbList, Health, HealthStatus,
-    LinkState, Mac, PmdList, Port, PortDefaults, PortList, PortSpec, StaticEntry, Stats, Vni,
-    VniList, VniSpec,
+    LinkState, Mac, PmdList, Port, PortDefaults, PortList, PortSpec, Rebalanced, StaticEntry,
+    Stats, Vni, VniList, VniSpec,
 };
 
 use crate::attach::{Attachments, PodPorts, StoreError};
@@ -86,6 +86,7 @@ impl Switch {
         };
         let pmds = Arc::new(Pmds::spawn(&config.cores, config.pmd, &shared)?);
         housekeeping::install(&vhost, &shared)?;
+        housekeeping::plan(&vhost, &pmds, config.pmd.rebalance_interval_s)?;
         let state = Mutex::new(State::default());
         let attachments = Attachments::default();
         Ok(Self { config, state, shared, pmds, vhost, attachments, started_s: clock::seconds() })
@@ -99,6 +100,11 @@ impl Switch {
         attachments.restore(&self)?;
         self.attachments = attachments;
         Ok(self)
+    }
+
+    /// The PMD threads and the plan of their rings.
+    pub fn pmd_threads(&self) -> &Arc<Pmds> {
+        &self.pmds
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -266,9 +272,11 @@ impl Control for Switch {
     }
 
     fn pmds(&self) -> PmdList {
-        let state = self.lock();
-        let vports: Vec<_> = state.ports.values().map(|entry| &*entry.vport).collect();
-        view::pmds(&self.pmds, &vports)
+        view::pmds(&self.pmds)
+    }
+
+    fn rebalance(&self) -> Rebalanced {
+        view::rebalanced(&self.pmds.rebalance())
     }
 
     fn explain(&self, port: &str, frame: &[u8]) -> Result<ExplainReply, ApiError> {

@@ -1,14 +1,16 @@
 //! What the API shows of ports, counters and PMD threads.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 
 use slipway_api::{
     AppliedPortSpec, Direction, EgressStats, IngressStats, LinkState, MemoryRegion, Pmd, PmdList,
-    PmdRing, Port, PortStats, Ring, RingState, StageSamples,
+    PmdRing, Port, PortStats, Rebalanced, Ring, RingMove, RingState, StageSamples,
 };
 
 use crate::clock;
 use crate::pmd::Pmds;
+use crate::pmd::plan::Moved;
 use crate::port::Vport;
 use crate::port::vhost_user::RingInfo;
 use crate::stats::stages::{Stage, StageCounters};
@@ -25,7 +27,8 @@ pub fn port(spec: &AppliedPortSpec, vport: &Vport) -> Port {
         Some(LinkEvent::Up { features, .. }) => features,
         _ => 0,
     };
-    let rings = (0..2 * vport.tx.len() as u16).map(|index| ring(index, info.rings.get(&index)));
+    let rings =
+        (0..2 * vport.tx.len() as u16).map(|index| ring(vport, index, info.rings.get(&index)));
     let region = |&(guest_address, size_bytes)| MemoryRegion { guest_address, size_bytes };
     Port {
         id: vport.id.0,
@@ -52,19 +55,21 @@ pub fn link(vport: &Vport) -> (LinkState, Option<String>) {
     }
 }
 
-fn ring(index: u16, info: Option<&RingInfo>) -> Ring {
+fn ring(vport: &Vport, index: u16, info: Option<&RingInfo>) -> Ring {
     let state = match info {
         None => RingState::Stopped,
         Some(RingInfo { fault: Some(_), .. }) => RingState::Broken,
         Some(_) => RingState::Running,
     };
+    let is_receive = index.is_multiple_of(2);
+    let owner = || vport.tx[usize::from(index / 2)].owner.load(Ordering::Relaxed);
     Ring {
         index,
-        direction: if index.is_multiple_of(2) { Direction::Rx } else { Direction::Tx },
+        direction: if is_receive { Direction::Rx } else { Direction::Tx },
         size: info.map_or(0, |info| info.size),
         enabled: info.is_some_and(|info| info.enabled),
         state,
-        pmd: info.and_then(|info| info.pmd),
+        pmd: info.filter(|_| !is_receive).map(|_| owner()),
     }
 }
 
@@ -127,17 +132,20 @@ fn samples(stages: &StageCounters) -> StageSamples {
     }
 }
 
-/// The PMD threads, with the vrings that the links of `vports` say they poll.
-pub fn pmds(pmds: &Pmds, vports: &[&Vport]) -> PmdList {
+/// The PMD threads, with the vrings that the plan says they poll.
+pub fn pmds(pmds: &Pmds) -> PmdList {
     let mut rings: BTreeMap<u32, Vec<PmdRing>> = BTreeMap::new();
-    for vport in vports {
-        for (&index, info) in &vport.link.info().rings {
-            if let Some(pmd) = info.pmd {
-                let ring = PmdRing { port: vport.name.clone(), ring: index };
-                rings.entry(pmd).or_default().push(ring);
-            }
-        }
+    for placed in pmds.placed() {
+        rings.entry(placed.pmd).or_default().push(PmdRing {
+            port: placed.vport.name.clone(),
+            ring: 2 * placed.queue + 1,
+            load_permille: placed.load_permille,
+            is_pinned: placed.is_pinned,
+        });
     }
+    rings
+        .values_mut()
+        .for_each(|rings| rings.sort_by(|a, b| (&a.port, a.ring).cmp(&(&b.port, b.ring))));
     let view = |pmd: &crate::pmd::Pmd| {
         let counters = &pmd.counters;
         Pmd {
@@ -162,4 +170,15 @@ pub fn pmds(pmds: &Pmds, vports: &[&Vport]) -> PmdList {
         cycles_hz: clock::ticks_per_us() * 1_000_000,
         pmds: pmds.threads().iter().map(view).collect(),
     }
+}
+
+/// Vrings that were moved.
+pub fn rebalanced(moved: &[Moved]) -> Rebalanced {
+    let view = |moved: &Moved| RingMove {
+        port: moved.vport.name.clone(),
+        ring: 2 * moved.queue + 1,
+        from: moved.from,
+        to: moved.to,
+    };
+    Rebalanced { moves: moved.iter().map(view).collect() }
 }

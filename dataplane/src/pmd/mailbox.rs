@@ -1,24 +1,16 @@
-//! Control thread to PMD thread: rings to poll, and the end.
-//!
-//! ```text
-//! control                             PMD
-//! queue.push(ring)                    asleep = true
-//! fence                               fence
-//! asleep? -- yes --> signal           queue empty? -- no --> work, asleep = false
-//!                                     epoll_wait
-//! ```
-//!
-//! Either the PMD sees the ring before it sleeps, or control sees it asleep and signals.
+//! Control thread to PMD thread: rings to poll, and the end. A PMD that sleeps is woken; how no message
+//! is missed in between, [`Doze`] says.
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering, fence};
 
 use crossbeam::queue::SegQueue;
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 
 use crate::port::Vport;
 use crate::vhost::eventfd::EventFd;
+
+use super::doze::Doze;
 
 /// Tag of the mailbox's own event; no ring has it, as ports are counted from 0.
 pub const WAKE_TAG: u64 = u64::MAX;
@@ -36,8 +28,7 @@ pub struct Visit {
 #[derive(Debug)]
 pub struct Mailbox {
     queue: SegQueue<Visit>,
-    asleep: AtomicBool,
-    stopping: AtomicBool,
+    doze: Doze,
     wake: EventFd,
 }
 
@@ -47,30 +38,20 @@ impl Mailbox {
         let wake = EventFd::new()?;
         let event = EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, WAKE_TAG);
         epoll.add(&wake, event)?;
-        Ok(Self {
-            queue: SegQueue::new(),
-            asleep: AtomicBool::new(false),
-            stopping: AtomicBool::new(false),
-            wake,
-        })
+        Ok(Self { queue: SegQueue::new(), doze: Doze::default(), wake })
     }
 
     /// Hands a ring to the PMD.
     pub fn visit(&self, vport: Arc<Vport>, queue: u16) {
         self.queue.push(Visit { vport, queue });
-        self.wake_if_asleep();
+        if self.doze.must_wake() {
+            self.wake.signal();
+        }
     }
 
     /// Ends the PMD.
     pub fn stop(&self) {
-        self.stopping.store(true, Ordering::Relaxed);
-        self.wake_if_asleep();
-    }
-
-    fn wake_if_asleep(&self) {
-        // ORDERING: see the drawing; pairs with the fence in `fall_asleep`.
-        fence(Ordering::SeqCst);
-        if self.asleep.load(Ordering::Relaxed) {
+        if self.doze.stop() {
             self.wake.signal();
         }
     }
@@ -84,23 +65,16 @@ impl Mailbox {
     /// For the PMD: whether it shall end.
     #[inline]
     pub fn stopping(&self) -> bool {
-        self.stopping.load(Ordering::Relaxed)
+        self.doze.stopping()
     }
 
     /// For the PMD: announces that it will sleep. `false`: there is something to do first.
     pub fn fall_asleep(&self) -> bool {
-        self.asleep.store(true, Ordering::Relaxed);
-        // ORDERING: see the drawing; pairs with the fence in `wake_if_asleep`.
-        fence(Ordering::SeqCst);
-        if self.queue.is_empty() && !self.stopping() {
-            return true;
-        }
-        self.woke();
-        false
+        self.doze.fall_asleep(|| !self.queue.is_empty())
     }
 
     /// For the PMD: it is awake again.
     pub fn woke(&self) {
-        self.asleep.store(false, Ordering::Relaxed);
+        self.doze.woke();
     }
 }

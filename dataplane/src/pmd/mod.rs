@@ -12,21 +12,24 @@
 //! idle ports cost the busy ones nothing. While there are polled rings the thread asks its epoll
 //! for kicks now and then; when there are none it sleeps in it, and uses no CPU at all.
 //!
-//! [`assign`] says which PMD polls which ring, [`mailbox`] tells it, [`run`] is the loop, and [`fair`]
+//! [`plan`] says which PMD polls which ring, by load or as pinned ([`assign`]), [`mailbox`] tells it, [`run`] is the loop, and [`fair`]
 //! keeps its rings from taking each other's share.
 
 pub mod assign;
+pub mod doze;
 pub mod fair;
 pub mod mailbox;
+pub mod plan;
 pub mod run;
 
 use std::io;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
 use crossbeam::queue::{ArrayQueue, SegQueue};
 use nix::sys::epoll::{Epoll, EpollCreateFlags};
 
+use crate::clock;
 use crate::fdb::Fdb;
 use crate::flow::HashSeed;
 use crate::port::{PortId, Vport};
@@ -36,8 +39,8 @@ use crate::vhost::socket::Waker;
 use crate::vhost::unblock;
 use crate::vring::RingFault;
 
-use assign::Plan;
 use mailbox::Mailbox;
+use plan::{Moved, Placed, Plan};
 
 /// How a PMD thread behaves; the same for all.
 #[derive(Debug, Clone, Copy)]
@@ -52,6 +55,10 @@ pub struct PmdConfig {
     pub idle_before_sleep_us: u32,
     /// How often a busy PMD looks for kicks of armed rings, in microseconds.
     pub kick_check_us: u32,
+    /// How often rings are moved to where it pays, in seconds; 0: only when asked.
+    pub rebalance_interval_s: u32,
+    /// What it must take off the PMD with most load, in hundredths of a core's time.
+    pub rebalance_gain_percent: u32,
 }
 
 impl Default for PmdConfig {
@@ -61,6 +68,8 @@ impl Default for PmdConfig {
             quantum_bytes: 32 * 1518,
             idle_before_sleep_us: 200,
             kick_check_us: 25,
+            rebalance_interval_s: 5,
+            rebalance_gain_percent: 10,
         }
     }
 }
@@ -232,6 +241,7 @@ impl Pmd {
 pub struct Pmds {
     threads: Vec<Pmd>,
     plan: Mutex<Plan>,
+    rebalance_gain_permille: u32,
 }
 
 impl Pmds {
@@ -242,8 +252,9 @@ impl Pmds {
     pub fn spawn(cores: &[usize], config: PmdConfig, shared: &Shared) -> io::Result<Self> {
         let spawn = |(index, &core)| Pmd::spawn(index as u32, core, config, shared.clone());
         let threads = cores.iter().enumerate().map(spawn).collect::<io::Result<Vec<_>>>()?;
-        let plan = Mutex::new(Plan::new(threads.len()));
-        Ok(Self { threads, plan })
+        let plan = Mutex::new(Plan::new(threads.len(), clock::ticks()));
+        let rebalance_gain_permille = config.rebalance_gain_percent.saturating_mul(10);
+        Ok(Self { threads, plan, rebalance_gain_permille })
     }
 
     /// The threads, by number.
@@ -251,14 +262,52 @@ impl Pmds {
         &self.threads
     }
 
-    /// Plans one more ring; returns its PMD.
-    pub fn assign(&self) -> u32 {
-        self.plan.lock().unwrap_or_else(PoisonError::into_inner).add()
+    fn plan(&self) -> MutexGuard<'_, Plan> {
+        // Every change of the plan is one assignment, or is made before anything can panic.
+        self.plan.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes one ring off the plan of `pmd`.
-    pub fn unassign(&self, pmd: u32) {
-        self.plan.lock().unwrap_or_else(PoisonError::into_inner).remove(pmd);
+    /// Plans one more ring; returns its PMD.
+    pub fn assign(&self, vport: &Arc<Vport>, queue: u16) -> u32 {
+        self.plan().add(vport, queue, clock::ticks())
+    }
+
+    /// Takes a ring off the plan.
+    pub fn unassign(&self, vport: &Vport, queue: u16) {
+        self.plan().remove(vport, queue);
+    }
+
+    /// The rings that are polled, and their loads.
+    pub fn placed(&self) -> Vec<Placed> {
+        self.plan().placed(clock::ticks())
+    }
+
+    /// An interval of the measurement of loads is over.
+    pub fn mark(&self) {
+        self.plan().mark(clock::ticks());
+    }
+
+    /// Moves rings that are not pinned to other PMDs, if it takes enough off the one with most load;
+    /// returns what was moved.
+    pub fn rebalance(&self) -> Vec<Moved> {
+        let mut plan = self.plan();
+        let moves = plan.rebalance(self.rebalance_gain_permille, clock::ticks());
+        let hand_over = |(port, queue, to)| self.hand_over(&mut plan, port, queue, to);
+        moves.into_iter().filter_map(hand_over).collect()
+    }
+
+    /// Moves a running transmit ring to PMD `to`; `None`: it is there, or it does not run.
+    pub fn move_ring(&self, port: PortId, queue: u16, to: u32) -> Option<Moved> {
+        self.hand_over(&mut self.plan(), port, queue, to)
+    }
+
+    fn hand_over(&self, plan: &mut Plan, port: PortId, queue: u16, to: u32) -> Option<Moved> {
+        let epoll = &self.threads.get(to as usize)?.epoll;
+        let moved = plan.hand_over(port, queue, to, epoll)?;
+        self.visit(moved.to, &moved.vport, queue);
+        // So that it lets go of the vport.
+        self.visit(moved.from, &moved.vport, queue);
+        Some(moved)
     }
 
     /// The epoll that watches kicks for `pmd`.

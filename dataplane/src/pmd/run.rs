@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use arc_swap::ArcSwap;
 use arc_swap::cache::Cache;
@@ -49,6 +50,8 @@ pub struct Loop {
     by_tag: HashMap<u64, usize>,
     /// Entries that are polled.
     polled: Vec<usize>,
+    /// When the last burst ended; in clock ticks.
+    burst_end: u64,
 }
 
 /// How long a PMD sleeps at most when all it polls are idle rings whose guests never kick.
@@ -109,6 +112,7 @@ impl Loop {
             entries: Vec::new(),
             by_tag: HashMap::new(),
             polled: Vec::new(),
+            burst_end: 0,
         }
     }
 
@@ -130,8 +134,9 @@ impl Loop {
                 continue;
             }
             let round = self.round(before);
-            let now = clock::ticks();
             let worked = round == Round::Worked;
+            // What looks come after the last burst count as the next round's.
+            let now = if worked { self.burst_end } else { clock::ticks() };
             let spent = if worked { &self.counters.busy_ticks } else { &self.counters.idle_ticks };
             spent.add(now.wrapping_sub(before));
             before = now;
@@ -152,6 +157,7 @@ impl Loop {
     /// One turn for every polled ring.
     fn round(&mut self, now: u64) -> Round {
         self.counters.rounds.add(1);
+        self.burst_end = now;
         let (mut worked, mut waiting) = (false, false);
         let mut at = 0;
         while at < self.polled.len() {
@@ -188,7 +194,7 @@ impl Loop {
         // The control thread wants the ring: it will be empty, or back, at the next turn.
         let Some(mut slot) = tx.cell.enter() else { return Turn::Idle };
         let Some(live) = slot.live() else { return Turn::Gone };
-        if tx.owner.load(std::sync::atomic::Ordering::Relaxed) != self.index {
+        if tx.owner.load(Ordering::Relaxed) != self.index {
             return Turn::Gone;
         }
         if !live.enabled {
@@ -207,6 +213,9 @@ impl Loop {
             if taken.frames > 0 {
                 entry.last_work = now;
                 self.fair.charge(&mut entry.account, taken.charged_bytes);
+                let end = clock::ticks();
+                tx.counters.busy_ticks.add(end.wrapping_sub(self.burst_end));
+                self.burst_end = end;
                 self.counters.bursts.add(1);
                 self.counters.frames.add(u64::from(taken.frames));
                 return Ok(Turn::Worked);
@@ -267,8 +276,11 @@ impl Loop {
         }
         entry.polled = true;
         self.polled.push(slot);
-        if let Some(mut slot) = entry.vport.tx[usize::from(entry.queue)].cell.enter()
+        let tx = &entry.vport.tx[usize::from(entry.queue)];
+        if let Some(mut slot) = tx.cell.enter()
             && let Some(live) = slot.live()
+            // Another PMD may have armed it, and would wait for a kick that never comes.
+            && tx.owner.load(Ordering::Relaxed) == self.index
         {
             live.ring.disarm();
         }

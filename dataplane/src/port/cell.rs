@@ -1,26 +1,18 @@
 //! Where a running vring lives, and how control and PMD threads hand it over.
 //!
-//! ```text
-//! PMD, once per burst                      control, to stop a ring
-//! wanted.load()  -- true: leave it alone   wanted = true
-//! lock                                     lock        <- waits for the burst in hand
-//!   work on the ring                       take the ring out
-//! unlock                                   unlock, wanted = false
-//! ```
-//!
-//! The lock is the stop handshake: when [`RingCell::take`] returns, no PMD touches the ring, its
-//! memory or its event descriptors, and none will. `wanted` only keeps a busy PMD from winning the
-//! lock over and over. A cell also keeps a ring exclusive while it moves from one PMD to another,
-//! and lets several PMDs fill one receive ring, burst by burst.
+//! The lock of a cell is the stop handshake ([`Handover`]): when [`Handover::take`] returns, no PMD
+//! touches the ring, its memory or its event descriptors, and none will. A cell also keeps a ring
+//! exclusive while it moves from one PMD to another, and lets several PMDs fill one receive ring,
+//! burst by burst.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use crate::offload::Abilities;
 use crate::vhost::mem::GuestMap;
 use crate::vring::RingFault;
 use crate::vring::ring::Ring;
 
+use super::handover::Handover;
 use super::watch::Watch;
 
 /// A ring in use and what belongs to it.
@@ -53,44 +45,7 @@ pub enum Slot {
 }
 
 /// The place of one vring.
-#[derive(Debug, Default)]
-pub struct RingCell {
-    wanted: AtomicBool,
-    slot: Mutex<Slot>,
-}
-
-impl RingCell {
-    /// For a PMD: the slot, for one burst. `None` while the control thread wants it.
-    #[inline]
-    pub fn enter(&self) -> Option<MutexGuard<'_, Slot>> {
-        // ORDERING: only a hint; the lock orders everything.
-        if self.wanted.load(Ordering::Relaxed) {
-            return None;
-        }
-        Some(self.lock())
-    }
-
-    /// For the control thread: changes the slot between bursts.
-    pub fn with<T>(&self, change: impl FnOnce(&mut Slot) -> T) -> T {
-        self.wanted.store(true, Ordering::Relaxed);
-        let mut slot = self.lock();
-        let result = change(&mut slot);
-        drop(slot);
-        self.wanted.store(false, Ordering::Relaxed);
-        result
-    }
-
-    /// For the control thread: takes out whatever is there.
-    pub fn take(&self) -> Slot {
-        self.with(std::mem::take)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Slot> {
-        // A panic in a PMD ends the process in release builds; in tests the slot is still whole,
-        // as it is only replaced as a whole.
-        self.slot.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
+pub type RingCell = Handover<Slot>;
 
 impl Slot {
     /// The live ring, if there is one.

@@ -5,6 +5,7 @@
 //! end ([`cell`]). [`vhost_user`] is the control side of a vhost-user port, [`tap`] that of the host's.
 
 pub mod cell;
+pub mod handover;
 pub mod tap;
 pub mod vhost_user;
 pub mod watch;
@@ -44,7 +45,7 @@ pub struct TxQueue {
     pub cell: RingCell,
     /// Frames taken; written under the cell's lock.
     pub counters: Ingress,
-    /// The PMD that polls it, by the plan.
+    /// The PMD that polls it, by the plan. While the ring runs, changed under the cell's lock only.
     pub owner: AtomicU32,
 }
 
@@ -74,6 +75,8 @@ pub struct Vport {
     rx_enabled: AtomicU16,
     /// How its link is.
     pub link: Link,
+    /// The PMDs that its transmit rings stay on, in turn; none: the plan decides.
+    pins: Box<[u32]>,
 }
 
 impl Vport {
@@ -87,7 +90,20 @@ impl Vport {
             rx: (0..queue_pairs).map(|_| RxQueue::default()).collect(),
             rx_enabled: AtomicU16::new(0),
             link: Link::default(),
+            pins: Box::default(),
         }
+    }
+
+    /// The same vport, with its transmit rings pinned to `pmds` in turn; none: not pinned.
+    #[must_use]
+    pub fn pinned_to(self, pmds: &[u32]) -> Self {
+        Self { pins: pmds.into(), ..self }
+    }
+
+    /// The PMD that the transmit ring of `queue` stays on, if it is pinned.
+    pub fn pin_of(&self, queue: u16) -> Option<u32> {
+        let turn = usize::from(queue).checked_rem(self.pins.len())?;
+        Some(self.pins[turn])
     }
 
     /// Where its frames come from: its segment and its number.

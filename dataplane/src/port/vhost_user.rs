@@ -96,8 +96,6 @@ pub struct RingInfo {
     pub size: u16,
     /// The guest enabled it.
     pub enabled: bool,
-    /// The PMD that polls it, for a transmit ring.
-    pub pmd: Option<u32>,
     /// Why it broke.
     pub fault: Option<RingFault>,
     err: Option<EventFd>,
@@ -181,21 +179,20 @@ impl Device for VhostUserPort {
             mergeable: has(setup.features, VIRTIO_NET_F_MRG_RXBUF),
             watch: None,
         };
-        let mut pmd = None;
         if !is_receive(index) {
-            let owner = self.pmds.assign();
-            let tag = ring_tag(self.vport.id, index / 2);
+            let queue = index / 2;
+            let owner = self.pmds.assign(&self.vport, queue);
+            let tag = ring_tag(self.vport.id, queue);
             let watch = |kick| Watch::new(self.pmds.epoll(owner), kick, tag);
             live.watch = setup.kick.map(watch).transpose().map_err(|errno| {
-                self.pmds.unassign(owner);
+                self.pmds.unassign(&self.vport, queue);
                 refused(&format_args!("its kick can not be watched: {errno}"))
             })?;
-            self.vport.tx[usize::from(index / 2)].owner.store(owner, Ordering::Relaxed);
-            pmd = Some(owner);
+            self.vport.tx[usize::from(queue)].owner.store(owner, Ordering::Relaxed);
         }
         cell.with(|slot| *slot = Slot::Live(Box::new(live)));
         let info =
-            RingInfo { size: setup.size, enabled: setup.enabled, pmd, fault: None, err: setup.err };
+            RingInfo { size: setup.size, enabled: setup.enabled, fault: None, err: setup.err };
         let mut link = self.vport.link.lock();
         link.rings.insert(index, info);
         link.regions = map.regions();
@@ -218,7 +215,7 @@ impl Device for VhostUserPort {
         if is_receive(index) {
             self.vport.count_receive_rings();
         } else {
-            self.pmds.unassign(self.owner(index));
+            self.pmds.unassign(&self.vport, index / 2);
             // So that it lets go of the vport.
             self.visit(index);
         }

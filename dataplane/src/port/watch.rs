@@ -15,15 +15,32 @@ use crate::vhost::eventfd::EventFd;
 pub struct Watch {
     epoll: Arc<Epoll>,
     kick: EventFd,
+    tag: u64,
 }
 
 impl Watch {
     /// Watches `kick`; events carry `tag`.
     pub fn new(epoll: &Arc<Epoll>, kick: EventFd, tag: u64) -> nix::Result<Self> {
-        let event = EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, tag);
-        epoll.add(&kick, event)?;
-        Ok(Self { epoll: Arc::clone(epoll), kick })
+        epoll.add(&kick, event(tag))?;
+        Ok(Self { epoll: Arc::clone(epoll), kick, tag })
     }
+
+    /// Watches from another epoll instead. A kick in between is an event there; a kick of before may
+    /// be one as well, as nobody reads the descriptor.
+    ///
+    /// # Errors
+    /// The new epoll does not take it; the old one goes on.
+    pub fn follow(&mut self, epoll: &Arc<Epoll>) -> nix::Result<()> {
+        epoll.add(&self.kick, event(self.tag))?;
+        let old = std::mem::replace(&mut self.epoll, Arc::clone(epoll));
+        // As when dropped.
+        let _ = old.delete(&self.kick);
+        Ok(())
+    }
+}
+
+fn event(tag: u64) -> EpollEvent {
+    EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, tag)
 }
 
 impl Drop for Watch {

@@ -94,6 +94,8 @@ pub struct Ingress {
     pub copies: Counter,
     /// Gauge: frames of the burst that is being worked on.
     pub in_hand: Counter,
+    /// Clock ticks that PMDs spent on the vring ([`crate::clock::ticks`]).
+    pub busy_ticks: Counter,
     /// Frames that reached no one.
     pub drops: Drops,
 }

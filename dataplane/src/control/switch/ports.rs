@@ -37,6 +37,19 @@ impl Switch {
             )
             .about("name", &spec.name));
         }
+        let pmds = self.pmds.threads().len() as u32;
+        if let Some(unknown) = spec.pmds.iter().find(|pmd| **pmd >= pmds) {
+            let rule = match pmds {
+                1 => "This switch has one PMD: 0".to_owned(),
+                _ => format!("This switch has PMDs 0 to {}", pmds - 1),
+            };
+            return Err(ApiError::invalid(
+                "pmds",
+                unknown,
+                rule,
+                "Name one that `slipwayctl pmd list` shows, or add cores under [pmd] in slipwayd.toml",
+            ));
+        }
         let has_socket =
             |e: &&PortEntry| e.spec.mode != PortMode::Tap && e.spec.socket == spec.socket;
         if let Some(other) = state.ports.values().find(has_socket) {
@@ -85,7 +98,8 @@ impl Switch {
             max_frame_bytes: spec.mtu.map_or(ANY_FRAME_BYTES, mtu_bytes),
         };
         let id = state.free_port_id();
-        let vport = Arc::new(Vport::new(id, spec.name.clone(), rules, spec.queue_pairs));
+        let vport = Vport::new(id, spec.name.clone(), rules, spec.queue_pairs);
+        let vport = Arc::new(vport.pinned_to(&spec.pmds));
         if let Some(mac) = spec.mac {
             let pinned = self.shared.fdb.insert_static(segment, wire::Mac(mac.0), id);
             pinned.map_err(|refused| refused_static(state, refused, mac))?;

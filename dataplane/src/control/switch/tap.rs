@@ -48,6 +48,7 @@ impl Switch {
             mtu: Some(spec.mtu),
             addresses: spec.addresses,
             policy: None,
+            pmds: Vec::new(),
         };
         let vni = spec.vni;
         let mut state = self.lock();

@@ -204,6 +204,7 @@ fn every_operation_answers_as_documented_with_every_documented_status() {
     {
         walk.ask("GET", path, None, 200);
     }
+    walk.ask("POST", "/v1/pmds/rebalance", None, 200);
     rig.switch.ail("PMD 0 made no progress for 10 s");
     walk.ask("GET", "/v1/health", None, 503);
     walk.ask("DELETE", "/v1/ports/b", None, 204);

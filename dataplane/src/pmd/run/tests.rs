@@ -10,10 +10,12 @@ use crate::neighbour::Neighbours;
 use crate::pmd::Reports;
 use crate::policy::Policies;
 use crate::port::cell::Slot;
+use crate::port::watch::Watch;
 use crate::port::{PortId, VportRules};
 use crate::tables::{Segment, UnknownUnicast};
 use crate::testing::frames::FrameBuilder;
 use crate::testing::{GuestConfig, LocalGuest};
+use crate::vhost::eventfd::EventFd;
 use crate::wire::Mac;
 
 const LONGEST: u32 = 65_549;
@@ -22,16 +24,16 @@ fn mac(n: usize) -> [u8; 6] {
     [2, 0, 0, 0, 0, n as u8]
 }
 
-/// A switch whose PMDs do a round when they are told.
+/// A switch whose two PMDs do a round when they are told; all rings are the first one's at first.
 struct Stepped {
     shared: Shared,
-    looper: Loop,
+    loops: [Loop; 2],
     vports: Vec<Arc<Vport>>,
     guests: Vec<LocalGuest>,
 }
 
 impl Stepped {
-    /// A PMD with a port for each guest, all of one segment.
+    /// A port for each guest, all of one segment.
     fn new(config: PmdConfig, guests: Vec<GuestConfig>) -> Self {
         let shared = Shared {
             tables: Arc::new(ArcSwap::from_pointee(Tables::default())),
@@ -39,10 +41,12 @@ impl Stepped {
             reports: Arc::new(Reports::new(16)),
             hash_seed: HashSeed::new(2),
         };
-        let epoll = Arc::new(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).expect("an epoll"));
-        let mailbox = Arc::new(Mailbox::new(&epoll).expect("an event"));
-        let looper = Loop::new(0, config, shared.clone(), mailbox, epoll, Arc::default());
-        let mut all = Self { shared, looper, vports: Vec::new(), guests: Vec::new() };
+        let loops = [0, 1].map(|index| {
+            let epoll = Arc::new(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).expect("an epoll"));
+            let mailbox = Arc::new(Mailbox::new(&epoll).expect("an event"));
+            Loop::new(index, config, shared.clone(), mailbox, epoll, Arc::default())
+        });
+        let mut all = Self { shared, loops, vports: Vec::new(), guests: Vec::new() };
         for guest in guests {
             all.add(guest);
         }
@@ -75,17 +79,44 @@ impl Stepped {
         self.shared.fdb.insert_static(0, own, vport.id).expect("room");
         let mut guest = LocalGuest::new(config).expect("memory");
         for (index, cell) in [(0, &vport.rx[0].cell), (1, &vport.tx[0].cell)] {
-            let live = guest.start(index, None).expect("a sound ring");
+            let mut live = guest.start(index, None).expect("a sound ring");
+            let kick = EventFd::new().expect("a descriptor");
+            let watch = Watch::new(&self.loops[0].epoll, kick, ring_tag(vport.id, 0));
+            live.watch = Some(watch.expect("a descriptor that can be watched"));
             cell.with(|slot| *slot = Slot::Live(Box::new(live)));
         }
-        self.looper.mailbox.visit(Arc::clone(&vport), 0);
+        self.loops[0].mailbox.visit(Arc::clone(&vport), 0);
         self.vports.push(vport);
         self.guests.push(guest);
     }
 
+    /// One round of a PMD at that time, in clock ticks.
+    fn round_of(&mut self, pmd: usize, now: u64) -> Round {
+        self.loops[pmd].take_visits(now);
+        self.loops[pmd].round(now)
+    }
+
     fn round(&mut self) {
-        self.looper.take_visits(0);
-        self.looper.round(0);
+        self.round_of(0, 0);
+    }
+
+    /// Hands the transmit ring of a port to a PMD, of which no PMD knows yet.
+    fn hand_over(&self, port: usize, to: usize) {
+        let tx = &self.vports[port].tx[0];
+        tx.cell.with(|slot| {
+            let watch = slot.live().and_then(|live| live.watch.as_mut()).expect("a running ring");
+            watch.follow(&self.loops[to].epoll).expect("a descriptor that can be watched");
+            tx.owner.store(to as u32, Ordering::Relaxed);
+        });
+    }
+
+    fn visit(&self, port: usize, pmd: usize) {
+        self.loops[pmd].mailbox.visit(Arc::clone(&self.vports[port]), 0);
+    }
+
+    /// How many rings a PMD knows, and how many of them it polls.
+    fn known_and_polled(&self, pmd: usize) -> (usize, usize) {
+        (self.loops[pmd].by_tag.len(), self.loops[pmd].polled.len())
     }
 
     fn received_bytes(&self, n: usize) -> u64 {
@@ -147,5 +178,53 @@ fn a_guest_alone_is_served_in_every_round() {
         all.round();
         all.guests[0].rx().rx_burst(usize::MAX, |_| {}).expect("a sound ring");
         assert!(all.received_bytes(1) > before);
+    }
+}
+
+/// Beyond the time after which an idle ring is armed.
+const LATER: u64 = u64::MAX / 2;
+
+#[test]
+fn a_ring_that_left_stays_armed_as_its_new_pmd_left_it() {
+    let config = GuestConfig::default().ring_size(16);
+    let mut all = Stepped::new(PmdConfig::default(), vec![config.clone(), config]);
+    all.round_of(0, 0);
+    assert_eq!(all.known_and_polled(0), (2, 2));
+    all.hand_over(1, 1);
+    all.visit(1, 1);
+    assert_eq!(all.round_of(1, 0), Round::Idle);
+    all.round_of(1, LATER);
+    assert_eq!(all.known_and_polled(1), (1, 0), "its new PMD has armed it");
+
+    // Only now the old one hears of it.
+    all.visit(1, 0);
+    all.round_of(0, 0);
+    assert_eq!(all.known_and_polled(0).0, 1, "its old PMD has let go of it");
+
+    let before = all.guests[1].tx().any_ring().kicks();
+    all.guests[1].tx().send(&[0; 60]).expect("room");
+    assert_eq!(all.guests[1].tx().any_ring().kicks(), before + 1, "the guest is not asked to kick");
+}
+
+#[test]
+fn a_ring_that_moves_to_and_fro_is_served_by_its_owner_alone() {
+    let receiver = GuestConfig::default().ring_size(256);
+    let sender = GuestConfig::default().ring_size(64);
+    let mut all = Stepped::new(PmdConfig::default(), vec![receiver, sender]);
+    for turn in 0..200 {
+        let (old, new) = (turn % 2, (turn + 1) % 2);
+        all.flood(1, 60);
+        all.round_of(old, 0);
+        all.flood(1, 60);
+        all.hand_over(1, new);
+        let before = all.received_bytes(1);
+        all.round_of(old, 0);
+        assert_eq!(all.received_bytes(1), before, "a PMD took frames of a ring that it lost");
+        all.visit(1, old);
+        all.visit(1, new);
+        all.round_of(new, 0);
+        assert!(all.received_bytes(1) > before);
+        all.round_of(old, 0);
+        all.guests[0].rx().rx_burst(usize::MAX, |_| {}).expect("a sound ring");
     }
 }
