@@ -14,6 +14,8 @@ use tokio::time::{sleep, timeout};
 /// How long things may take to end after those they belong to.
 const LIMIT: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(10);
+/// How often in a row nothing must be found.
+const LOOKS: u32 = 10;
 
 /// Names of the network devices that we see and of the machine's named network namespaces.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -67,7 +69,12 @@ impl Leftovers {
     /// of ours that we could wait for, and the runtime closes a connection after its owner is gone.
     pub async fn settle(folder: &Path) {
         let settled = async {
-            while !(processes(folder).is_empty() && sockets(folder).is_empty()) {
+            // A process that was forked when its parent ended shows the folder only in the arguments of
+            // what it executes, and no arguments at all while it does: one look may miss it.
+            let mut quiet = 0;
+            while quiet < LOOKS {
+                let is_quiet = processes(folder).is_empty() && sockets(folder).is_empty();
+                quiet = if is_quiet { quiet + 1 } else { 0 };
                 sleep(PAUSE).await;
             }
         };
