@@ -151,7 +151,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
                 fs::create_dir(&dir)
                     .with_context(|| format!("Failed to make {}", dir.display()))?;
                 let programs = Programs { slipwayd: program.clone(), testpmd: None };
-                let place = Place { dir, generator, core, programs };
+                let place = Place { dir, generator, core, is_exclusive: false, programs };
                 let window_ms = options.window_ms;
                 let conditions = Conditions { window_ms, warm_up_ms: WARM_UP_MS, core };
                 let windows = Windows::new(conditions, generator, MOST_STEAL_PERCENT);

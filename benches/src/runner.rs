@@ -121,7 +121,8 @@ pub fn run(options: &Options) -> Result<Outcome> {
                 let dir = belongings.dir().join(format!("{}-{}", kind.name(), progress.done));
                 fs::create_dir(&dir)
                     .with_context(|| format!("Failed to make {}", dir.display()))?;
-                let place = Place { dir, generator, core, programs: options.programs.clone() };
+                let programs = options.programs.clone();
+                let place = Place { dir, generator, core, is_exclusive: true, programs };
                 let Options { window_ms, warm_up_ms, .. } = *options;
                 let conditions = Conditions { window_ms, warm_up_ms, core };
                 let windows = Windows::new(conditions, generator, options.most_steal_percent);

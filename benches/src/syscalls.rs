@@ -97,7 +97,7 @@ pub fn count(programs: &Programs, ms: u64) -> Result<SystemCalls> {
     let belongings = Belongings::take(HUGE_PAGES)?;
     let scenario = scenario::named(&[SCENARIO.to_owned()])?.remove(0);
     let dir = belongings.dir().to_owned();
-    let place = Place { dir, generator, core, programs: programs.clone() };
+    let place = Place { dir, generator, core, is_exclusive: true, programs: programs.clone() };
     let mut peer = peer::start(PeerKind::Slipwayd, &scenario.setup, &place)?;
     let connect = |port| peer.guest(port, scenario::guest(&scenario.setup, true));
     let mut guests = (0..scenario.setup.ports).map(connect).collect::<Result<Vec<_>>>()?;

@@ -140,6 +140,9 @@ pub struct Place {
     pub generator: usize,
     /// The polling thread's core.
     pub core: usize,
+    /// Other threads than the polling one may not run on `core`. Revisions of one switch are compared as
+    /// they are: where their threads run is part of what differs.
+    pub is_exclusive: bool,
     /// What is run.
     pub programs: Programs,
 }
@@ -244,7 +247,9 @@ pub fn start(kind: PeerKind, setup: &Setup, place: &Place) -> Result<Box<dyn Pee
     };
     // The same for all: the polling thread has its core for itself, what else there is of a switch
     // shares the generator's.
-    ensure_threads_on(place.core, peer.pid(), 1)?;
+    if place.is_exclusive {
+        ensure_threads_on(place.core, peer.pid(), 1)?;
+    }
     Ok(peer)
 }
 
