@@ -38,7 +38,8 @@ pub const LEAST_ROUNDS: u16 = 5;
 pub struct Side {
     /// What it was built from.
     pub name: String,
-    /// Its slipwayd.
+    /// Its slipwayd; a path of this machine is nobody else's.
+    #[serde(skip)]
     pub program: PathBuf,
 }
 
