@@ -3,6 +3,7 @@
 //! The stack unwinds then, and everything that was started or made is ended and removed by its
 //! owner. A window is a second at most, so this takes seconds at most.
 
+use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
@@ -10,15 +11,27 @@ use anyhow::{Context as _, Result, bail};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// What a shell reports of a command that ended by Ctrl-C.
-pub const EXIT_CODE: u8 = 130;
+const EXIT_CODE: u8 = 130;
 
 static REQUESTED: AtomicBool = AtomicBool::new(false);
 
+/// Runs a program's work with the signals taken, and says how it ended.
+pub fn guard(run: impl FnOnce() -> Result<()>) -> ExitCode {
+    match install().and_then(|()| run()) {
+        _ if is_requested() => {
+            eprintln!("Interrupted");
+            ExitCode::from(EXIT_CODE)
+        }
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("Error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
 /// Takes the signals from now on.
-///
-/// # Errors
-/// There is no thread or no signal handler to be had.
-pub fn install() -> Result<()> {
+fn install() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let context = runtime.enter();
     let mut interrupt = signal(SignalKind::interrupt()).context("Failed to take SIGINT")?;

@@ -45,17 +45,7 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    match interrupt::install().and_then(|()| run(arguments)) {
-        _ if interrupt::is_requested() => {
-            eprintln!("Interrupted");
-            ExitCode::from(interrupt::EXIT_CODE)
-        }
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("Error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    interrupt::guard(|| run(arguments))
 }
 
 fn run(arguments: Arguments) -> Result<()> {
