@@ -32,6 +32,7 @@ pub mod events;
 pub mod growth;
 pub mod guest;
 pub mod health;
+pub mod helpers;
 pub mod host;
 pub mod kind;
 pub mod mounts;

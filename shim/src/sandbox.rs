@@ -29,6 +29,7 @@ use crate::cgroup::{CgroupPath, Origin};
 use crate::clock;
 use crate::debts::Debts;
 use crate::disks::Disks;
+use crate::helpers;
 use crate::host::Host;
 use crate::network::{self, PodNetwork, Wish};
 use crate::persist::{PodDir, Process, Record};
@@ -71,7 +72,7 @@ pub struct Sandbox {
     origin: Origin,
     switch: Client,
     virtiofsd: Option<Arc<Virtiofsd>>,
-    vsock: Option<VsockDevice>,
+    vsock: Option<Arc<VsockDevice>>,
     vm: Option<Arc<dyn Vm>>,
     agent: Option<Agent>,
     disks: Arc<Disks>,
@@ -176,14 +177,18 @@ impl Sandbox {
         spec.disk_slots = order.disk_slots;
         self.stages.add("AttachIf", began.elapsed());
 
-        let began = clock::instant();
-        let agent = self.boot(host, config, &spec).await?;
-        self.stages.add("StartVM", began.elapsed());
+        let helpers = helpers::first_end(self.virtiofsd.clone(), self.vsock.clone());
+        let guest = async {
+            let began = clock::instant();
+            let agent = self.boot(host, config, &spec).await?;
+            self.stages.add("StartVM", began.elapsed());
 
-        let began = clock::instant();
-        prepare::guest(&agent, order, &network, self.has_share()).await?;
-        self.stages.add("Guest", began.elapsed());
-        self.agent = Some(agent);
+            let began = clock::instant();
+            prepare::guest(&agent, order, &network, self.has_share()).await?;
+            self.stages.add("Guest", began.elapsed());
+            Ok(agent)
+        };
+        self.agent = Some(helpers::while_they_serve(guest, helpers).await?);
 
         let text = serde_json::to_vec(&self.stages).context("Failed to encode the stages")?;
         let path = self.dir.path().join(stages::FILE);
@@ -267,7 +272,7 @@ impl Sandbox {
         if let AgentChannel::VhostUserVsock { socket } = &channel {
             let device = vm::vsock_device(&self.id, self.dir.path(), socket, config).await?;
             self.started(device.pid()).await?;
-            self.vsock = Some(device);
+            self.vsock = Some(Arc::new(device));
         }
         spec.agent = Some(channel);
         if self.has_share() {
@@ -300,7 +305,7 @@ impl Sandbox {
         self.pid = info.pid;
         self.started(info.pid).await?;
         let port = config.agent.server_port;
-        let address = vm::agent_address(spec, self.vsock.as_ref(), port)?;
+        let address = vm::agent_address(spec, self.vsock.as_deref(), port)?;
         let ended = {
             let vm = Arc::clone(&vm);
             async move { vm.wait().await.to_string() }
