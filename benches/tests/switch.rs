@@ -2,34 +2,13 @@
 //!
 //! It needs root for hugepages, and the peers: `cargo xtask test` sees to both.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::{env, fs};
 
-/// The slipwayd that `SLIPWAYD` names, or the one beside the program under test.
-fn slipwayd(bench: &Path) -> PathBuf {
-    let program = env::var_os("SLIPWAYD").map(PathBuf::from);
-    let program = program.unwrap_or_else(|| bench.with_file_name("slipwayd"));
-    assert!(
-        program.exists(),
-        "there is no {}; run: cargo build -p dataplane --bin slipwayd",
-        program.display()
-    );
-    program
-}
+use whole::{assert_nothing_is_left, hugepages, slipwayd};
 
-/// Command lines of processes that name `folder`.
-fn processes_of(folder: &Path) -> Vec<String> {
-    let folder = folder.to_string_lossy();
-    let entries = fs::read_dir("/proc").unwrap().flatten();
-    let lines = entries.filter_map(|entry| fs::read(entry.path().join("cmdline")).ok());
-    let lines = lines.map(|line| String::from_utf8_lossy(&line).replace('\0', " "));
-    lines.filter(|line| line.contains(&*folder)).collect()
-}
-
-fn hugepages() -> String {
-    fs::read_to_string("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages").unwrap()
-}
+mod whole;
 
 #[test]
 fn every_row_of_a_comparison_has_its_figures_and_nothing_is_left() {
@@ -98,10 +77,7 @@ fn every_row_of_a_comparison_has_its_figures_and_nothing_is_left() {
     let calls = calls["calls"].as_object().unwrap();
     assert_eq!(calls.keys().collect::<Vec<_>>(), ["epoll_wait"]);
 
-    assert_eq!(processes_of(temporary.path()), Vec::<String>::new());
-    assert_eq!(hugepages(), before);
-    let left: Vec<_> = fs::read_dir(temporary.path()).unwrap().collect();
-    assert!(left.is_empty(), "{left:?}");
+    assert_nothing_is_left(temporary.path(), &before);
 }
 
 const TWO_PORTS: &[&str] = &[
