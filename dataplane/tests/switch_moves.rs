@@ -1,15 +1,17 @@
-//! Rings that move from one PMD to another under traffic: nothing is lost, doubled or overtaken.
+//! Rings that move from one PMD to another under traffic, as they are told or by the load that was
+//! measured: nothing is lost, doubled or overtaken.
 
 mod rig;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use dataplane::control::Control;
+use dataplane::pmd::PmdConfig;
 use dataplane::port::PortId;
 use dataplane::testing::frames::{Ledger, payload_range};
 use dataplane::testing::{Deadline, GuestConfig, Rng};
 use rig::{Rig, Station, TIMEOUT, eventually, stamped};
-use slipway_api::PortSpec;
+use slipway_api::{Pmd, PortSpec};
 
 const SENDERS: usize = 3;
 /// Frames of one sender under way at most: those of all fit the receive ring, so none may be lost.
@@ -25,9 +27,26 @@ struct Flow {
     received: AtomicU64,
 }
 
+/// What senders do beside their flows.
+#[derive(Clone, Copy)]
+enum Beside {
+    /// They pause, now and then.
+    Pause,
+    /// They fill what is left of their rings with frames to themselves, which go no further: more than
+    /// a PMD gets done, and nobody else needs time for them.
+    Load,
+}
+
 /// Sends frames of one flow until it is told to stop.
-fn send(mut from: Station, to: [u8; 6], number: u32, flow: &Flow, stop: &AtomicBool) {
+fn send(
+    from: &mut Station,
+    to: [u8; 6],
+    number: u32,
+    (flow, stop): (&Flow, &AtomicBool),
+    beside: Beside,
+) {
     let mut rng = Rng::seeded(number.into());
+    let to_itself = stamped(from.mac, from.mac, number, 0, 16);
     let mut sequence = 0;
     while !stop.load(Ordering::Relaxed) {
         let under_way = sequence - flow.received.load(Ordering::Acquire);
@@ -39,10 +58,17 @@ fn send(mut from: Station, to: [u8; 6], number: u32, flow: &Flow, stop: &AtomicB
         });
         sent.expect("a sound ring");
         flow.sent.store(sequence, Ordering::Release);
-        match rng.below(8) {
-            // Long enough for its ring to be armed, now and then.
-            0 => std::thread::sleep(std::time::Duration::from_micros(rng.below(200))),
-            _ => std::thread::yield_now(),
+        match beside {
+            Beside::Load => {
+                let rest = from.guest.tx().tx_burst(usize::MAX, |slot| slot.write(&to_itself));
+                rest.expect("a sound ring");
+                std::thread::yield_now();
+            }
+            // Long enough for its ring to be armed.
+            Beside::Pause if rng.chance(1, 8) => {
+                std::thread::sleep(std::time::Duration::from_micros(rng.below(200)));
+            }
+            Beside::Pause => std::thread::yield_now(),
         }
     }
     from.drain();
@@ -79,31 +105,28 @@ fn receive(to: &mut Station, flows: &[Flow], stop: &AtomicBool) -> Ledger {
     }
 }
 
-#[test]
-fn rings_that_move_without_pause_lose_double_and_reorder_nothing() {
-    let rig = Rig::with_pmds(2);
-    let mut receiver = rig.station(100, 0, GuestConfig::default().ring_size(256));
-    let senders: Vec<_> =
-        (0..SENDERS).map(|n| rig.station(n as u32, 0, GuestConfig::default())).collect();
-    let ports: Vec<_> = senders.iter().map(|sender| rig.show(&sender.port).id).collect();
-    let flows: Vec<_> = (0..SENDERS).map(|_| Flow::default()).collect();
+/// Has all `senders` send to the receiver, each a flow by its place, until `is_enough`, which is asked
+/// again and again, or something is lost. Every frame came once, in order and whole.
+fn under_traffic(
+    rig: &Rig,
+    receiver: &mut Station,
+    senders: &mut [Station],
+    beside: Beside,
+    mut is_enough: impl FnMut(&[Flow]) -> bool,
+) {
+    let flows: Vec<_> = senders.iter().map(|_| Flow::default()).collect();
     let (quiet, done) = (AtomicBool::new(false), AtomicBool::new(false));
     let to = receiver.mac;
-    let (ledger, moves) = std::thread::scope(|scope| {
-        let taker = scope.spawn(|| receive(&mut receiver, &flows, &done));
+    let ledger = std::thread::scope(|scope| {
+        let taker = scope.spawn(|| receive(receiver, &flows, &done));
         let givers: Vec<_> = (0..)
             .zip(senders)
             .map(|(n, sender)| {
                 let (flow, quiet) = (&flows[n as usize], &quiet);
-                scope.spawn(move || send(sender, to, n, flow, quiet))
+                scope.spawn(move || send(sender, to, n, (flow, quiet), beside))
             })
             .collect();
-        let pmds = rig.switch.pmd_threads();
-        let (mut moves, mut rng) = (0, Rng::seeded(7));
-        let is_enough = |flow: &Flow| flow.received.load(Ordering::Relaxed) >= FRAMES;
-        while !(taker.is_finished() || moves >= MOVES && flows.iter().all(is_enough)) {
-            let port = PortId(*rng.pick(&ports));
-            moves += u64::from(pmds.move_ring(port, 0, rng.below(2) as u32).is_some());
+        while !(taker.is_finished() || is_enough(&flows)) {
             std::thread::yield_now();
         }
         quiet.store(true, Ordering::Relaxed);
@@ -111,19 +134,103 @@ fn rings_that_move_without_pause_lose_double_and_reorder_nothing() {
             giver.join().expect("a sender whose frames were taken");
         }
         done.store(true, Ordering::Release);
-        (taker.join().expect("every frame once, and whole"), moves)
+        taker.join().expect("every frame once, and whole")
     });
-    assert!(moves >= MOVES);
     let sent: u64 = flows.iter().map(|flow| flow.sent.load(Ordering::Relaxed)).sum();
-    assert!(ledger.is_perfect(sent), "{sent} frames sent, {moves} moves: {ledger:#?}");
+    assert!(ledger.is_perfect(sent), "{sent} frames sent: {ledger:#?}");
     receiver.expect_nothing();
     rig.assert_conserved_unicast();
-    // Both took part; the senders are gone, and their rings go off the plan.
+}
+
+#[test]
+fn rings_that_move_without_pause_lose_double_and_reorder_nothing() {
+    let rig = Rig::with_pmds(2);
+    let mut receiver = rig.station(100, 0, GuestConfig::default().ring_size(256));
+    let mut senders: Vec<_> =
+        (0..SENDERS).map(|n| rig.station(n as u32, 0, GuestConfig::default())).collect();
+    let ports: Vec<_> = senders.iter().map(|sender| rig.show(&sender.port).id).collect();
+    let pmds = rig.switch.pmd_threads();
+    let (mut moves, mut rng) = (0, Rng::seeded(7));
+    under_traffic(&rig, &mut receiver, &mut senders, Beside::Pause, |flows| {
+        let port = PortId(*rng.pick(&ports));
+        moves += u64::from(pmds.move_ring(port, 0, rng.below(2) as u32).is_some());
+        let is_enough = |flow: &Flow| flow.received.load(Ordering::Relaxed) >= FRAMES;
+        moves >= MOVES && flows.iter().all(is_enough)
+    });
+    assert!(moves >= MOVES);
     let list = rig.switch.pmds();
-    assert!(list.pmds.iter().all(|pmd| pmd.frames > 0), "{list:#?}");
+    assert!(list.pmds.iter().all(|pmd| pmd.frames > 0), "both took part: {list:#?}");
+    drop(senders);
     eventually("only the receiver's ring is left", || {
         rig.switch.pmds().pmds.iter().map(|pmd| pmd.rings.len()).sum::<usize>() == 1
     });
+}
+
+/// Names of the ports whose rings each PMD polls.
+fn placement(rig: &Rig) -> Vec<Vec<String>> {
+    let names = |pmd: Pmd| pmd.rings.into_iter().map(|ring| ring.port).collect();
+    rig.switch.pmds().pmds.into_iter().map(names).collect()
+}
+
+/// Two rings with traffic share a PMD while the other idles, until the rebalancer, which nobody asks,
+/// parts them. Returns the one that moved.
+fn moved_by_load(is_first_pinned: bool) -> String {
+    // As soon as it is measured that it pays, however little this machine leaves to the switch.
+    let often =
+        PmdConfig { rebalance_interval_s: 1, rebalance_gain_percent: 1, ..PmdConfig::default() };
+    let rig = Rig::with_pmds_of(2, often);
+    let station = |name: &str, n: u32, pmds: Vec<u32>| {
+        let mac = Some(slipway_api::Mac(rig::mac(n)));
+        let spec = PortSpec { mac, pmds, ..PortSpec::named(name) };
+        // Full, one holds work for as long as its guest may wait for a core on a busy machine.
+        rig.station_of(n, spec, GuestConfig::default().ring_size(8192))
+    };
+    // Two that send nothing are pinned to one PMD, so the two that will start on the other.
+    let _idle = station("idle", 100, vec![1]);
+    let mut receiver = station("receiver", 101, vec![1]);
+    let first = station("first", 0, if is_first_pinned { vec![0] } else { Vec::new() });
+    let mut senders = [first, station("second", 1, Vec::new())];
+    assert_eq!(placement(&rig), [["first", "second"], ["idle", "receiver"]]);
+
+    let too_late = Deadline::after(TIMEOUT);
+    // Frames of each flow when the move was seen.
+    let mut before: Option<Vec<u64>> = None;
+    let mut goes_on = false;
+    under_traffic(&rig, &mut receiver, &mut senders, Beside::Load, |flows| {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+        let received = flows.iter().map(|flow| flow.received.load(Ordering::Relaxed));
+        match &before {
+            Some(before) => {
+                goes_on = received.zip(before).all(|(now, before)| now >= before + FRAMES);
+            }
+            None if placement(&rig)[0].len() == 1 => before = Some(received.collect()),
+            None => {}
+        }
+        goes_on || too_late.passed()
+    });
+    let list = rig.switch.pmds();
+    assert!(goes_on, "no move that was seen, or no traffic since: {list:#?}");
+    // But for those that were taken when it moved.
+    assert!(list.pmds[1].frames >= FRAMES - WINDOW, "not polled where it is said to be: {list:#?}");
+    // Nothing moves back: each of the two has a PMD for itself and those that idle.
+    let mut placement = placement(&rig);
+    let (others, stayed) = (placement.remove(1), placement.remove(0));
+    let moved = if stayed == ["first"] { "second" } else { "first" };
+    let mut expected = vec!["idle", "receiver", moved];
+    expected.sort_unstable();
+    assert_eq!((stayed.len(), others), (1, expected.into_iter().map(String::from).collect()));
+    moved.to_owned()
+}
+
+#[test]
+fn a_ring_moves_to_the_other_pmd_by_measured_load_alone() {
+    let moved = moved_by_load(false);
+    assert!(["first", "second"].contains(&&*moved), "{moved}");
+}
+
+#[test]
+fn of_two_rings_with_load_the_one_that_is_not_pinned_moves() {
+    assert_eq!(moved_by_load(true), "second");
 }
 
 #[test]

@@ -64,9 +64,13 @@ pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 
 /// A switch with PMD threads on the last `pmds` cores.
 pub fn start_switch(pmds: usize, sockets: &Path) -> Switch {
+    start_switch_of(pmds, PmdConfig::default(), sockets)
+}
+
+fn start_switch_of(pmds: usize, config: PmdConfig, sockets: &Path) -> Switch {
     let config = SwitchConfig {
         cores: last_cores(pmds),
-        pmd: PmdConfig { idle_before_sleep_us: IDLE_US, ..PmdConfig::default() },
+        pmd: PmdConfig { idle_before_sleep_us: IDLE_US, ..config },
         ports: PortDefaults { socket_dir: sockets.into(), mac_quota: QUOTA, max_queue_pairs: 8 },
         listen: SocketMode::Listen { permissions: 0o600, group: None },
         max_ports: 1024,
@@ -84,8 +88,13 @@ impl Rig {
 
     /// A switch with `pmds` PMDs.
     pub fn with_pmds(pmds: usize) -> Self {
+        Self::with_pmds_of(pmds, PmdConfig::default())
+    }
+
+    /// A switch with `pmds` PMDs that behave as `config` says, but for [`IDLE_US`].
+    pub fn with_pmds_of(pmds: usize, config: PmdConfig) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        Self { switch: start_switch(pmds, dir.path()), dir }
+        Self { switch: start_switch_of(pmds, config, dir.path()), dir }
     }
 
     /// A path in the folder of the sockets.
