@@ -308,6 +308,7 @@ const PMD_LIST: &str = "\
 PMD  CORE  PORT  RING    LOAD  PINNED
   0     1  vm1      1  75.0 %  no
   0     1  vm2      1  75.0 %  yes
+  0     1  vm2      3  75.0 %  yes
 ";
 
 const PMD_REBALANCE: &str = "\

@@ -75,16 +75,15 @@ impl FakeSwitch {
         port.link = LinkState::Up;
         port.features = vec!["VIRTIO_F_VERSION_1".into(), "VIRTIO_NET_F_MRG_RXBUF".into()];
         port.memory = vec![MemoryRegion { guest_address: 0, size_bytes: 256 << 20 }];
-        port.rings = [(0, Direction::Rx), (1, Direction::Tx)]
-            .map(|(index, direction)| Ring {
-                index,
-                direction,
-                size: 256,
-                enabled: true,
-                state: RingState::Running,
-                pmd: Some(0),
-            })
-            .into();
+        let ring = |index: u16| Ring {
+            index,
+            direction: if index.is_multiple_of(2) { Direction::Rx } else { Direction::Tx },
+            size: 256,
+            enabled: true,
+            state: RingState::Running,
+            pmd: Some(0),
+        };
+        port.rings = (0..2 * port.spec.queue_pairs).map(ring).collect();
     }
 
     /// Breaks `port` for `reason`.

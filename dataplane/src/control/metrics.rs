@@ -18,11 +18,13 @@ use std::{
 
 use prometheus_client::{
     collector::Collector,
-    encoding::{DescriptorEncoder, NoLabelSet, text},
+    encoding::{DescriptorEncoder, EncodeGaugeValue, NoLabelSet, text},
     metrics::MetricType,
     registry::Registry,
 };
-use slipway_api::{HealthStatus, LinkState, Network, PmdList, PortStats, Version, Vni};
+use slipway_api::{
+    Direction, HealthStatus, LinkState, Network, PmdList, PmdRing, PortStats, Version, Vni,
+};
 
 use super::Control;
 
@@ -127,11 +129,11 @@ impl Writer<'_> {
         Ok(())
     }
 
-    fn gauges(
+    fn gauges<V: EncodeGaugeValue>(
         &mut self,
         name: &str,
         help: &str,
-        samples: impl IntoIterator<Item = (Labels, u64)>,
+        samples: impl IntoIterator<Item = (Labels, V)>,
     ) -> fmt::Result {
         let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
         for (labels, value) in samples {
@@ -242,6 +244,13 @@ impl Snapshot {
                 .map(|(state, n)| (vec![pmd_label(pmd), ("state", state.to_owned())], n))
         });
         writer.gauges("pmd_ring_states", "Vrings polled and vrings armed now", states)?;
+        let loads = self.pmds.pmds.iter().flat_map(|pmd| {
+            let load =
+                |ring: &PmdRing| (ring_labels(pmd, ring), f64::from(ring.load_permille) / 1000.0);
+            pmd.rings.iter().map(load)
+        });
+        let help = "Share of a core's time that a vring took of late, of those that threads poll";
+        writer.gauges("vring_load_ratio", help, loads)?;
         let hz = [(Labels::new(), self.pmds.cycles_hz)];
         writer.gauges("clock_hertz", "Ticks per second of the clock behind *_cycles", hz)
     }
@@ -265,6 +274,18 @@ impl Snapshot {
 
 fn vport(port: &PortStats) -> Labels {
     vec![("vport", port.port.clone())]
+}
+
+/// A vring has the number of its queue pair and its direction as its guest sees it.
+fn ring_labels(pmd: &slipway_api::Pmd, ring: &PmdRing) -> Labels {
+    let is_receive = ring.ring.is_multiple_of(2);
+    let direction = if is_receive { Direction::Rx } else { Direction::Tx };
+    vec![
+        pmd_label(pmd),
+        ("vport", ring.port.clone()),
+        ("queue", (ring.ring / 2).to_string()),
+        ("direction", direction.to_string()),
+    ]
 }
 
 fn pmd_label(pmd: &slipway_api::Pmd) -> (&'static str, String) {

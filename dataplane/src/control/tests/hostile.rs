@@ -244,7 +244,9 @@ async fn a_peer_that_may_not_use_the_api_gets_a_403_whatever_it_asks_and_is_coun
 fn metrics_tell_what_the_switch_and_the_server_counted() {
     let rig = Rig::start();
     rig.ask("PUT", "/v1/ports/a", Some("{}"));
+    rig.ask("PUT", "/v1/ports/b", Some(r#"{"queue_pairs": 2}"#));
     rig.switch.connect("a");
+    rig.switch.connect("b");
     rig.ask("GET", "/nowhere", None);
     rig.ask("PUT", "/v1/attachments/sandbox/eth0", Some("{}"));
     let text = rig.ask("GET", "/metrics", None).body;
@@ -255,6 +257,10 @@ fn metrics_tell_what_the_switch_and_the_server_counted() {
         r#"slipway_vport_in_hand_frames{vport="a"} 1"#,
         r#"slipway_vport_up{vport="a"} 1"#,
         r#"slipway_pmd_frames_total{pmd="0"} 20000"#,
+        r#"slipway_vring_load_ratio{pmd="0",vport="a",queue="0",direction="tx"} 0.75"#,
+        r#"slipway_vring_load_ratio{pmd="0",vport="b",queue="0",direction="tx"} 0.75"#,
+        r#"slipway_vring_load_ratio{pmd="0",vport="b",queue="1",direction="tx"} 0.75"#,
+        "# TYPE slipway_vring_load_ratio gauge",
         r#"slipway_api_requests_total{status="404"} 1"#,
         r#"slipway_api_peers_refused_total 0"#,
         r#"slipway_healthy 1"#,
