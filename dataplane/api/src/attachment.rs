@@ -88,6 +88,11 @@ pub struct AttachmentSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub policy: Option<Policy>,
+    /// The PMD threads, by number, that the transmit vrings stay on: one for all of them, or one for
+    /// each queue pair in turn. Default: none, and vrings go and move where there is least load.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(max_items = 128)]
+    pub pmds: Vec<u32>,
 }
 
 /// A pod's interface.
@@ -129,6 +134,10 @@ pub struct Attachment {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub policy: Option<Policy>,
+    /// The PMD threads that the transmit vrings are to stay on in turn, if they are; where a switch has
+    /// fewer after a restart, they are not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pmds: Vec<u32>,
     /// When it was made, in milliseconds since 1970.
     pub created_at_ms: u64,
     /// How its port's link is now.

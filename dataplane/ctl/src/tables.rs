@@ -223,6 +223,7 @@ pub fn attachment(attachment: &Attachment) -> String {
         ("Port", attachment.port.clone()),
         ("Socket", format!("{} ({})", attachment.socket.display(), attachment.mode)),
         ("Queue pairs", attachment.queue_pairs.to_string()),
+        ("Pinned to", all_or_dash(&attachment.pmds)),
         ("Link", attachment.link.to_string()),
     ];
     let labels = attachment.labels.iter().map(|(key, value)| ("Label", format!("{key}={value}")));

@@ -80,11 +80,13 @@ fn addresses_are_asked_for_by_arguments_or_capabilities() {
         .env("CNI_ARGS", "IP=10.88.0.8")
         .set("runtimeConfig", json!({"ips": ["10.88.0.9/16"], "mac": "02:00:00:00:00:09"}))
         .set("mtu", json!(1400))
-        .set("queuePairs", json!(2));
+        .set("queuePairs", json!(2))
+        .set("pmds", json!([0]));
     let result = by_capability.run("ADD").result();
     assert_eq!(result["ips"][0]["address"], "10.88.0.9/16");
     let made = fake.switch.get_attachment("second", "eth0").unwrap();
-    assert_eq!((made.mtu, made.queue_pairs), (1400, 2));
+    assert_eq!((made.mtu, made.queue_pairs, made.pmds), (1400, 2, vec![0]));
+    assert_eq!(fake.switch.get_port(&made.port).unwrap().spec.pmds, [0]);
     let taken = fake.plugin().container("third").env("CNI_ARGS", "IP=10.88.0.9").run("ADD");
     taken.error(102, "eth0 of second has this address");
 }
@@ -209,6 +211,8 @@ fn a_configuration_that_makes_no_sense_is_refused_by_its_key() {
         ("mtu", json!(70_000), "mtu cannot be used"),
         ("mtu", json!(1501), "68 to 1500"),
         ("queuePairs", json!(0), "1 to 128 queue pairs"),
+        ("pmds", json!(0), "pmds cannot be used"),
+        ("pmds", json!([0, 0]), "each is on one PMD"),
         ("network", json!("none"), "no network of this name"),
         ("mut", json!(1500), "a key \"mut\""),
         ("ipam", json!({"type": "host-local"}), "no IPAM plugin"),

@@ -250,6 +250,7 @@ Search       -
 Port         sandbox-04e83ac458110400
 Socket       /run/slipway/vm/sandbox-04e83ac458110400.sock (connect)
 Queue pairs  1
+Pinned to    -
 Link         up
 Label        io.kubernetes.pod.name=web
 Label        io.kubernetes.pod.namespace=shop

@@ -156,7 +156,7 @@ impl Attachments {
         let count = records.len();
         for record in records {
             let attachment = &record.attachment;
-            if let Err(error) = ports.open_pod(pod_port(attachment)) {
+            if let Err(error) = reopen(ports, attachment) {
                 tracing::error!(
                     owner = attachment.owner, interface = attachment.interface, %error,
                     "The port of a pod cannot be made again: it has no network until it is restarted"
@@ -244,6 +244,7 @@ impl Attachments {
             dns: network.config.dns.clone(),
             labels: spec.labels.clone(),
             policy: spec.policy.clone(),
+            pmds: spec.pmds.clone(),
             created_at_ms: clock::unix_ms(),
             link: LinkState::Waiting,
         };
@@ -457,6 +458,20 @@ fn is_about_mac(error: &ApiError) -> bool {
     error.code == ErrorCode::Conflict && error.field.as_deref() == Some("mac")
 }
 
+/// Makes the port of a restored attachment: where the switch has not the PMDs any more that it is pinned
+/// to, on any. The record keeps them for a switch that has.
+fn reopen(ports: &dyn PodPorts, attachment: &Attachment) -> Result<(), ApiError> {
+    let mut port = pod_port(attachment);
+    match ports.open_pod(port.clone()) {
+        Err(error) if error.field.as_deref() == Some("pmds") => {
+            tracing::warn!(port = port.spec.name, %error, "The vrings of a pod are not pinned");
+            port.spec.pmds.clear();
+            ports.open_pod(port)
+        }
+        outcome => outcome,
+    }
+}
+
 fn pod_port(attachment: &Attachment) -> PodPort {
     PodPort {
         spec: PortSpec {
@@ -469,6 +484,7 @@ fn pod_port(attachment: &Attachment) -> PodPort {
             anti_spoof: Some(true),
             mtu: Some(attachment.mtu),
             policy: attachment.policy.clone(),
+            pmds: attachment.pmds.clone(),
             ..PortSpec::named(attachment.port.clone())
         },
         user: user(&attachment.owner, &attachment.interface),

@@ -44,6 +44,12 @@ pub(super) fn satisfies(
     if let Some(wanted) = spec.queue_pairs.filter(|wanted| *wanted != attachment.queue_pairs) {
         return differs("queue_pairs", attachment.queue_pairs.to_string(), wanted.to_string());
     }
+    if !spec.pmds.is_empty() && spec.pmds != attachment.pmds {
+        let text = |pmds: &[u32]| pmds.iter().map(u32::to_string).collect::<Vec<_>>().join(" ");
+        let existing =
+            if attachment.pmds.is_empty() { "none".into() } else { text(&attachment.pmds) };
+        return differs("pmds", existing, text(&spec.pmds));
+    }
     if let Some(wanted) = spec.policy.as_ref().filter(|w| Some(*w) != attachment.policy.as_ref()) {
         let existing = attachment.policy.as_ref().map_or("none".into(), ToString::to_string);
         return differs("policy", existing, wanted.to_string());

@@ -13,6 +13,8 @@ use super::*;
 struct Notes {
     ports: RefCell<BTreeMap<String, PodPort>>,
     refuse: RefCell<Option<ApiError>>,
+    /// How many PMDs there are, if that matters.
+    pmds: Option<u32>,
     /// MAC addresses that ports made by hand have.
     strangers: RefCell<Vec<Mac>>,
 }
@@ -24,6 +26,10 @@ impl PodPorts for Notes {
         let spec = port.spec.clone().apply(&defaults)?;
         if let Some(refusal) = self.refuse.borrow().clone() {
             return Err(refusal);
+        }
+        let is_unknown = |pmd: &&u32| self.pmds.is_some_and(|pmds| **pmd >= pmds);
+        if let Some(pmd) = spec.pmds.iter().find(is_unknown) {
+            return Err(ApiError::invalid("pmds", pmd, "no such PMD", "-"));
         }
         if spec.mac.is_some_and(|mac| self.strangers.borrow().contains(&mac)) {
             return Err(ApiError::new(ErrorCode::Conflict, "taken", "-").about("mac", ""));
@@ -230,6 +236,7 @@ fn asking_again_finds_it_and_asking_otherwise_names_the_field() {
         ("mtu", AttachmentSpec { mtu: Some(1300), ..spec.clone() }),
         ("queue_pairs", AttachmentSpec { queue_pairs: Some(2), ..spec.clone() }),
         ("policy", AttachmentSpec { policy: Some(Policy::default()), ..spec.clone() }),
+        ("pmds", AttachmentSpec { pmds: vec![0], ..spec.clone() }),
         ("labels.pod", AttachmentSpec { labels: BTreeMap::new(), ..spec.clone() }),
     ] {
         let error = rig.attach("a", &other).expect_err(field);
@@ -414,6 +421,30 @@ fn a_policy_outlives_the_daemon_asked_for_or_changed() {
     assert_eq!(policy_of(&rig, &port), None);
     let error = rig.attachments.set_policy(&rig.switch, "none", None).expect_err("no such port");
     assert_eq!(error.code, ErrorCode::NotFound);
+}
+
+#[test]
+fn pins_outlive_the_daemon_and_a_switch_that_has_not_the_pmds() {
+    let pinned =
+        AttachmentSpec { queue_pairs: Some(2), pmds: vec![1, 0], ..AttachmentSpec::default() };
+    let rig = Rig::small();
+    let made = rig.attach("a", &pinned).expect("attaches");
+    let pins = |rig: &Rig| rig.switch.ports.borrow()[&made.port].spec.pmds.clone();
+    assert_eq!((pins(&rig), made.pmds), (vec![1, 0], vec![1, 0]));
+    assert_eq!(rig.attach("a", &AttachmentSpec::default()).expect("left open").pmds, [1, 0]);
+    let rig = rig.restart();
+    assert_eq!(pins(&rig), [1, 0]);
+
+    let Rig { networks, folder, .. } = rig;
+    let switch = Notes { pmds: Some(1), ..Notes::default() };
+    let attachments = open(&networks, &folder);
+    attachments.restore(&switch).expect("reads");
+    let rig = Rig { attachments, switch, networks, folder };
+    assert_eq!(pins(&rig), [0; 0], "better anywhere than nowhere");
+    let error = rig.attach("b", &pinned).expect_err("a new pod can be told");
+    assert_eq!((error.code, error.field.as_deref()), (ErrorCode::InvalidValue, Some("pmds")));
+    rig.attach("a", &pinned).expect("is attached as before");
+    assert_eq!(pins(&rig.restart()), [1, 0], "with more PMDs again");
 }
 
 #[test]

@@ -26,6 +26,8 @@ pub struct Config {
     pub mtu: Option<u16>,
     /// Vring pairs of the port.
     pub queue_pairs: Option<u16>,
+    /// PMD threads that the vrings stay on; none to have them where there is least load.
+    pub pmds: Vec<u32>,
     /// MAC address that the engine asks for.
     pub mac: Option<Mac>,
     /// Addresses that the engine asks for.
@@ -37,7 +39,7 @@ pub struct Config {
 }
 
 /// Keys that we read.
-const OURS: [&str; 6] = ["name", "socket", "network", "mtu", "queuePairs", "runtimeConfig"];
+const OURS: [&str; 7] = ["name", "socket", "network", "mtu", "queuePairs", "pmds", "runtimeConfig"];
 /// Keys that container engines and libraries read, write or leave in.
 const THEIRS: [&str; 8] = [
     "cniVersion",
@@ -62,6 +64,7 @@ struct Raw {
     network: Option<String>,
     mtu: Option<u16>,
     queue_pairs: Option<u16>,
+    pmds: Vec<u32>,
     runtime_config: RuntimeConfig,
     prev_result: Option<Value>,
     #[serde(rename = "cni.dev/valid-attachments")]
@@ -168,6 +171,7 @@ pub fn judge(document: &Map<String, Value>, command: Command) -> Result<Config, 
         network: raw.network,
         mtu: raw.mtu,
         queue_pairs: raw.queue_pairs,
+        pmds: raw.pmds,
         mac: raw.runtime_config.mac,
         addresses: addresses.collect::<Result<_, _>>()?,
         previous: raw.prev_result,

@@ -105,6 +105,7 @@ async fn add(
         mac: config.mac.or(mac),
         mtu: config.mtu,
         queue_pairs: config.queue_pairs,
+        pmds: config.pmds.clone(),
         labels,
         // The policy of a pod is set by its port, by whoever knows it.
         policy: None,

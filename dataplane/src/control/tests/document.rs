@@ -173,6 +173,7 @@ fn every_operation_answers_as_documented_with_every_documented_status() {
         queue_pairs: Some(2),
         labels: [("pod".to_owned(), "web".to_owned())].into(),
         policy: Some(policy),
+        pmds: vec![0],
     };
     let wanted = serde_json::to_value(wanted).expect("serialises");
     let attachment = "/v1/attachments/sandbox/eth0";
