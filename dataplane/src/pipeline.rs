@@ -19,19 +19,19 @@
 
 mod memo;
 mod routes;
+mod sender;
 
-use crate::fdb::{Fdb, Seen};
+use crate::fdb::Fdb;
 use crate::flow::{self, HashSeed, L2};
 use crate::frame::{Batch, Frame, Scratch};
 use crate::neighbour::{self, Answer};
-use crate::offload::{self, Abilities, Action, Offload, OffloadError};
+use crate::offload::{Abilities, Action, Offload};
 use crate::pmd::{Report, Reports};
 use crate::policy::cache::VerdictCache;
 use crate::policy::{Direction, Guard};
 use crate::port::cell::LiveRing;
 use crate::port::{PortId, Vport};
 use crate::software::Software;
-use crate::spoof;
 use crate::stats::stages::{Sampler, Stage};
 use crate::stats::{DropReason, Egress, Ingress, PmdCounters};
 use crate::tables::{Tables, UnknownUnicast};
@@ -39,10 +39,12 @@ use crate::vhost::mem::GuestSlice;
 use crate::vring::rx::{Fill, IN_ONE_BUFFER, Refusal};
 use crate::vring::tx::Limit;
 use crate::vring::{BURST, RingFault, VNET_HDR};
-use crate::wire::VirtioNetHdr;
 
-use memo::{Memo, asks_nothing, receive_rings};
+use memo::{Memo, receive_rings};
 use routes::{Frames, Routes, places};
+use sender::learn;
+
+pub use sender::{anti_spoof, check_offload};
 
 /// Where a frame goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -474,86 +476,6 @@ fn judge(
     }
     memo.l2 = Some(l2);
     Ok((offload, memo.route))
-}
-
-/// What is left to do to a frame, if it asks only for what it may and fits the vport's MTU; mostly
-/// nothing.
-///
-/// # Errors
-/// Why the frame goes nowhere.
-#[inline]
-pub fn check_offload(
-    vport: &Vport,
-    asked: &[u8; VNET_HDR],
-    head: &[u8],
-    frame_len: u32,
-    sender: Abilities,
-) -> Result<Option<Offload>, DropReason> {
-    if asks_nothing(asked) {
-        let fits = frame_len <= vport.rules.max_frame_bytes;
-        return if fits { Ok(None) } else { Err(DropReason::TooLong) };
-    }
-    check_asked(vport, &VirtioNetHdr::parse(asked), head, frame_len, sender).map(Some)
-}
-
-#[inline(never)]
-fn check_asked(
-    vport: &Vport,
-    asked: &VirtioNetHdr,
-    head: &[u8],
-    frame_len: u32,
-    sender: Abilities,
-) -> Result<Offload, DropReason> {
-    let offload = offload::check(asked, head, frame_len, sender).map_err(|error| match error {
-        OffloadError::ChecksumNotNegotiated | OffloadError::SegmentationNotNegotiated { .. } => {
-            DropReason::OffloadNotNegotiated
-        }
-        _ => DropReason::BadOffload,
-    })?;
-    let longest = match &offload {
-        Offload::Segment(work) => work.max_segment_len() as u32,
-        Offload::Done { .. } | Offload::Checksum(_) => frame_len,
-    };
-    if longest > vport.rules.max_frame_bytes { Err(DropReason::TooLong) } else { Ok(offload) }
-}
-
-/// Whether the vport may use the source addresses in the frame.
-///
-/// # Errors
-/// Why the frame goes nowhere.
-#[inline]
-pub fn anti_spoof(vport: &Vport, l2: &L2, head: &[u8], frame_len: u32) -> Result<(), DropReason> {
-    spoof::ethernet(&vport.rules, l2)?;
-    anti_spoof_ip(vport, l2, head, frame_len)
-}
-
-/// As [`anti_spoof`], where the Ethernet header is known to be good.
-#[inline(always)]
-fn anti_spoof_ip(vport: &Vport, l2: &L2, head: &[u8], frame_len: u32) -> Result<(), DropReason> {
-    match &vport.rules.bound {
-        None => Ok(()),
-        Some(bound) => bound.check(l2, head, frame_len),
-    }
-}
-
-/// Tells the FDB that the source was seen, and the control thread if that is news.
-#[inline]
-fn learn(burst: &Burst<'_>, l2: &L2, now_s: u32) {
-    let rules = &burst.vport.rules;
-    if !rules.learning || rules.mac == Some(l2.src) {
-        return;
-    }
-    let port = burst.vport.id;
-    match burst.fdb.seen(rules.segment, l2.src, port, now_s) {
-        // A static entry elsewhere wins; replies go there, and the operator sees both.
-        Seen::Fresh | Seen::Refreshed | Seen::Held { .. } => {}
-        Seen::Unknown | Seen::Moved { .. } => {
-            let sighted = Report::Sighted { segment: rules.segment, mac: l2.src, port };
-            if !burst.reports.send(sighted) {
-                burst.pmd.learn_overflow.add(1);
-            }
-        }
-    }
 }
 
 /// Where the destination address is.

@@ -7,7 +7,8 @@ use crate::tables::Tables;
 use crate::vring::VNET_HDR;
 use crate::wire::ethernet;
 
-use super::{Decision, anti_spoof_ip};
+use super::Decision;
+use super::sender::anti_spoof_ip;
 
 /// What the frames before were found to be, for one burst: most have one sender and one destination.
 /// A change of the tables shows with the next burst.
