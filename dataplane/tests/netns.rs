@@ -138,6 +138,11 @@ fn ask(folder: &Path, spec: &PortSpec) -> String {
     answer
 }
 
+/// The PMD that reads the tap of a port.
+fn port_owner(rig: &Rig, port: &str) -> u32 {
+    rig.show(port).rings.iter().find_map(|ring| ring.pmd).expect("a ring that is read")
+}
+
 /// Taps of that name that this process has open.
 fn open_taps(interface: &str) -> usize {
     let is_tap = |info: &String| {
@@ -177,6 +182,31 @@ mod privileged {
             (pmd.polled_rings, pmd.armed_rings) == (0, 2)
         });
         datagram(&a, &b, v4(2));
+    }
+
+    #[test]
+    fn a_tap_that_goes_from_one_pmd_to_another_and_back_loses_no_wake_up() {
+        let rig = Rig::with_pmds(2);
+        let (a, b) = (Space::new(), Space::new());
+        let ports = [rig.port(a.port(1)), rig.port(b.port(2))];
+        let pmds = rig.switch.pmd_threads();
+        for round in 0..40 {
+            for port in &ports {
+                let id = dataplane::port::PortId(port.id);
+                let to = 1 - port_owner(&rig, &port.spec.name);
+                let moved = pmds.move_ring(id, 0, to).expect("it runs");
+                assert_eq!((moved.from, moved.to), (1 - to, to));
+            }
+            // Frames that came before, between and after the moves all arrive.
+            assert_eq!(a.run(|| ping(v4(2))), b"are you there?");
+            if round % 2 == 0 {
+                eventually("all rings sleep", || {
+                    rig.switch.pmds().pmds.iter().all(|pmd| pmd.polled_rings == 0)
+                });
+            }
+        }
+        transfer(&a, &b, v4(2));
+        rig.assert_conserved();
     }
 
     #[test]
