@@ -22,7 +22,8 @@
 //! ```
 //! The number of threads does not depend on the number of ports. PMD threads read published tables
 //! ([`tables`]) and the FDB ([`fdb`]) without a lock; a vring changes hands through its cell
-//! ([`port::cell`]), which a PMD enters once per burst.
+//! ([`port::cell`]), which a PMD enters once per burst. A port in a network namespace ([`port::netns`]) has no
+//! thread: its tap is read and written by PMDs, and a thread that enters the namespace ends there ([`namespace`]).
 //!
 //! # Modules
 //! [`wire`], [`flow`], [`spoof`], [`neighbour`], [`policy`], [`offload`] and [`fdb`] know neither threads nor file descriptors.
@@ -46,6 +47,7 @@ pub mod flow;
 pub mod frame;
 pub mod gateway;
 pub mod ipam;
+pub mod namespace;
 pub mod neighbour;
 pub mod offload;
 pub mod pipeline;

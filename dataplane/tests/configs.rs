@@ -100,23 +100,30 @@ fn check_config_says_good_or_which_line_is_wrong() {
 }
 
 #[test]
-fn the_drop_in_for_the_gateway_opens_what_the_unit_closes() {
+fn the_drop_ins_open_what_the_unit_closes() {
+    opens("slipwayd-gateway.conf", &[]);
+    opens("slipwayd-netns.conf", &["RestrictNamespaces"]);
+}
+
+/// The drop-in opens what a tap takes, and `more`.
+fn opens(drop_in: &str, more: &[&str]) {
     let unit = read("slipwayd.service");
     let is_set = |key: &str| unit.lines().any(|line| line.starts_with(&format!("{key}=")));
-    let drop_in = read("slipwayd-gateway.conf");
+    let drop_in = read(drop_in);
     let settings: Vec<_> = drop_in.lines().filter_map(|line| line.split_once('=')).collect();
     let settings: Vec<_> = settings.into_iter().filter(|(key, _)| !key.starts_with('#')).collect();
-    for key in [
+    let of_taps = [
         "CapabilityBoundingSet",
         "RestrictAddressFamilies",
         "PrivateDevices",
         "ProtectKernelTunables",
-    ] {
+    ];
+    for key in of_taps.iter().chain(more) {
         assert!(is_set(key), "{key} is not closed any more: the drop-in need not open it");
-        assert!(settings.iter().any(|(set, _)| *set == key), "{key} stays closed");
+        assert!(settings.iter().any(|(set, _)| set == key), "{key} stays closed");
     }
     let device = settings.iter().find(|(key, _)| *key == "DeviceAllow").expect("one device");
-    assert_eq!(device.1, format!("{} rw", dataplane::gateway::interface::TUN_DEVICE));
+    assert_eq!(device.1, format!("{} rw", slipway_api::TUN_DEVICE));
 }
 
 #[test]

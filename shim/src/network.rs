@@ -159,7 +159,7 @@ impl PodNetwork {
         nic.mode = match attachment.mode {
             PortMode::Listen => SocketMode::SwitchListens,
             // The mode of all attachments; a tap is never one.
-            PortMode::Connect | PortMode::Tap => SocketMode::VmmListens,
+            PortMode::Connect | PortMode::Tap | PortMode::Netns => SocketMode::VmmListens,
         };
         self.nics.push(nic);
 

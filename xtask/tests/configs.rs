@@ -183,8 +183,12 @@ fn systemd_takes_the_unit_alone_and_with_the_gateway_s_drop_in() {
     assert_eq!(said_of(&unit), "");
     let drop_ins = folder.path().join("slipwayd.service.d");
     fs::create_dir(&drop_ins).unwrap();
-    fs::write(drop_ins.join("gateway.conf"), read("slipwayd-gateway.conf")).unwrap();
-    assert_eq!(said_of(&unit), "");
+    for (name, example) in
+        [("gateway.conf", "slipwayd-gateway.conf"), ("netns.conf", "slipwayd-netns.conf")]
+    {
+        fs::write(drop_ins.join(name), read(example)).unwrap();
+        assert_eq!(said_of(&unit), "");
+    }
     // It would have said so.
     let wrong = said_of(&unit.replace("ProtectHome=", "ProtectHouse="));
     assert!(wrong.contains("ProtectHouse"), "{wrong}");

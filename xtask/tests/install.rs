@@ -38,6 +38,7 @@ const OF_PREFIX: [(&str, u32); 23] = [
     ("share/slipway/examples/pod.yaml", 0o644),
     ("share/slipway/examples/runtimeclass.yaml", 0o644),
     ("share/slipway/examples/slipwayd-gateway.conf", 0o644),
+    ("share/slipway/examples/slipwayd-netns.conf", 0o644),
     ("share/slipway/guest.json", 0o644),
     ("share/slipway/initrd.img", 0o644),
     ("share/slipway/vmlinux", 0o644),

@@ -52,9 +52,10 @@ pub use policy::{
     PolicyTextError, PortRange, Protocol,
 };
 pub use port::{
-    AppliedPortSpec, Created, Difference, Direction, LinkState, MAX_ADDRESSES, MAX_MAC_QUOTA,
-    MAX_NAME_BYTES, MAX_QUEUE_PAIRS, MAX_SOCKET_PATH_BYTES, MIN_MTU_BYTES, MemoryRegion, Port,
-    PortDefaults, PortList, PortMode, PortSpec, Ring, RingState,
+    AppliedPortSpec, Created, DEFAULT_INTERFACE, DEFAULT_MTU_BYTES, Difference, Direction,
+    LinkState, MAX_ADDRESSES, MAX_MAC_QUOTA, MAX_NAME_BYTES, MAX_QUEUE_PAIRS,
+    MAX_SOCKET_PATH_BYTES, MIN_MTU_BYTES, MemoryRegion, NetnsSpec, Port, PortDefaults, PortList,
+    PortMode, PortSpec, Ring, RingState, TUN_DEVICE, is_host_address,
 };
 pub use stats::{
     Drops, EgressStats, IngressStats, Pmd, PmdList, PmdRing, PortStats, Rebalanced, RingMove,

@@ -5,6 +5,7 @@
 //! ```
 //! A port is created once and, but for its policy, never changed; its link comes and goes with the front end.
 
+mod netns;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -21,7 +22,8 @@ use utoipa::ToSchema;
 
 use crate::{ApiError, ErrorCode, MAX_VNI, Mac, Policy};
 
-pub use state::{Direction, LinkState, MemoryRegion, Ring, RingState};
+pub use netns::{DEFAULT_INTERFACE, DEFAULT_MTU_BYTES, NetnsSpec, is_host_address};
+pub use state::{Created, Direction, LinkState, MemoryRegion, Port, PortList, Ring, RingState};
 
 /// The longest port name, in bytes.
 pub const MAX_NAME_BYTES: usize = 64;
@@ -33,6 +35,8 @@ pub const MAX_ADDRESSES: usize = 8;
 pub const MAX_MAC_QUOTA: u32 = 65_536;
 /// The smallest MTU a network device may have, in bytes (RFC 791; virtio 1.3, section 5.1.4.1).
 pub const MIN_MTU_BYTES: u16 = 68;
+/// Where taps come from: the `socket` of a port that is one.
+pub const TUN_DEVICE: &str = "/dev/net/tun";
 /// The longest path that fits in `sockaddr_un` with its terminating zero, in bytes (unix(7)).
 pub const MAX_SOCKET_PATH_BYTES: usize = 107;
 
@@ -48,6 +52,8 @@ pub enum PortMode {
     /// There is none: the port is a tap interface of the host. Only slipwayd makes such a port, for
     /// the host's own door to a network; it can be neither asked for nor deleted.
     Tap,
+    /// There is none: the port is a tap interface in a network namespace; see `netns`.
+    Netns,
 }
 
 impl fmt::Display for PortMode {
@@ -116,6 +122,12 @@ pub struct PortSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schema(max_items = 128)]
     pub pmds: Vec<u32>,
+    /// The network namespace of a container, with the interface that slipwayd makes there in place of a
+    /// vhost-user socket. It has one queue pair, `mtu` is 1500 unless it is given, and it lives as long
+    /// as slipwayd. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub netns: Option<NetnsSpec>,
 }
 
 const fn one_queue_pair() -> u16 {
@@ -150,6 +162,18 @@ impl PortSpec {
                 "The tap of the host is made by slipwayd alone, when it starts",
                 "Choose `listen` or `connect`; see [gateway] in slipwayd.toml for the tap",
             ));
+        }
+        match &self.netns {
+            Some(netns) => netns.check(self)?,
+            None if self.mode == PortMode::Netns => {
+                return Err(ApiError::invalid(
+                    "mode",
+                    self.mode,
+                    "Which network namespace it is in, `netns` says, which is not given",
+                    "Give the port a `netns`, or choose `listen` or `connect`",
+                ));
+            }
+            None => {}
         }
         self.check_addresses()?;
         self.policy.as_ref().map_or(Ok(()), Policy::check)?;
@@ -186,7 +210,7 @@ impl PortSpec {
             ));
         }
         if self.anti_spoof == Some(true) {
-            if self.mac.is_none() {
+            if self.mac().is_none() {
                 return Err(ApiError::invalid(
                     "anti_spoof",
                     true,
@@ -204,6 +228,11 @@ impl PortSpec {
             }
         }
         Ok(())
+    }
+
+    /// The address of the guest, if it is known: that given, or that of its interface.
+    fn mac(&self) -> Option<Mac> {
+        self.mac.or_else(|| self.netns.as_ref()?.mac())
     }
 
     fn check_addresses(&self) -> Result<(), ApiError> {
@@ -258,8 +287,17 @@ impl PortSpec {
                 "Ask for fewer, or raise `max_queue_pairs` under [ports] in slipwayd.toml",
             ));
         }
+        let mac = self.mac();
+        let (mode, mtu, addresses) = match &self.netns {
+            None => (self.mode, self.mtu, self.addresses),
+            Some(netns) => {
+                let mtu = self.mtu.unwrap_or(DEFAULT_MTU_BYTES);
+                (PortMode::Netns, Some(mtu), netns.hosts())
+            }
+        };
         let socket = match self.socket {
             Some(socket) => socket,
+            None if self.netns.is_some() => TUN_DEVICE.into(),
             None => {
                 let socket = defaults.socket_dir.join(format!("{}.sock", self.name));
                 check_socket_path(&socket)?;
@@ -268,21 +306,22 @@ impl PortSpec {
         };
         // An address to check against settles both: such a port neither learns nor lets others by,
         // unless it is asked to.
-        let learning = self.learning.unwrap_or(self.mac.is_none() && self.anti_spoof != Some(true));
+        let learning = self.learning.unwrap_or(mac.is_none() && self.anti_spoof != Some(true));
         Ok(AppliedPortSpec {
             name: self.name,
             vni: self.vni,
-            mac: self.mac,
+            mac,
             socket,
-            mode: self.mode,
+            mode,
             queue_pairs: self.queue_pairs,
             learning,
             mac_quota: self.mac_quota.unwrap_or(defaults.mac_quota),
-            anti_spoof: self.anti_spoof.unwrap_or(self.mac.is_some() && !learning),
-            mtu: self.mtu,
-            addresses: self.addresses,
+            anti_spoof: self.anti_spoof.unwrap_or(mac.is_some() && !learning),
+            mtu,
+            addresses,
             policy: self.policy,
             pmds: self.pmds,
+            netns: self.netns,
         })
     }
 }
@@ -314,7 +353,7 @@ pub struct AppliedPortSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub mac: Option<Mac>,
-    /// The vhost-user socket.
+    /// The vhost-user socket; of a tap, the device that it comes from.
     #[schema(value_type = String)]
     pub socket: PathBuf,
     /// Who listens on it.
@@ -342,6 +381,10 @@ pub struct AppliedPortSpec {
     /// The PMD threads that the transmit vrings are pinned to in turn, if they are.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pmds: Vec<u32>,
+    /// The interface in a network namespace, if the port is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub netns: Option<NetnsSpec>,
 }
 
 /// A field in which a wanted port differs from the one that holds the name.
@@ -365,6 +408,7 @@ impl AppliedPortSpec {
         let fields = |spec: &Self| {
             [
                 ("name", spec.name.clone()),
+                ("netns", or_none(spec.netns.as_ref())),
                 ("vni", spec.vni.to_string()),
                 ("mac", or_none(spec.mac.as_ref())),
                 ("socket", spec.socket.display().to_string()),
@@ -402,43 +446,6 @@ impl AppliedPortSpec {
             .about(field, wanted)),
         }
     }
-}
-
-/// Whether a `PUT` made something or found it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Created {
-    /// It was made by this request (201).
-    New,
-    /// It was there already, with the same settings (200).
-    Existing,
-}
-
-/// A port of the switch.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct Port {
-    /// Its number; another port may get it once this one is gone.
-    pub id: u32,
-    /// Its settings.
-    pub spec: AppliedPortSpec,
-    /// How far its connection has come.
-    pub link: LinkState,
-    /// Why the link is broken; absent otherwise.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(nullable = false)]
-    pub reason: Option<String>,
-    /// Negotiated virtio features by their names in the specification (`VIRTIO_NET_F_CSUM`).
-    pub features: Vec<String>,
-    /// Its vrings, by index.
-    pub rings: Vec<Ring>,
-    /// Guest memory as shared with the switch.
-    pub memory: Vec<MemoryRegion>,
-}
-
-/// The ports of the switch, by name.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct PortList {
-    /// The ports.
-    pub ports: Vec<Port>,
 }
 
 /// Refuses what cannot name a port.

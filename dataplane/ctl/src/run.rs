@@ -134,7 +134,7 @@ async fn port(command: PortCommand, client: &Client, out: &mut Output<'_>) -> Re
         PortCommand::Add(args) => {
             let (port, created) = client.create_port(&args.into()).await?;
             out.answer(&port, |port| {
-                let (name, socket) = (&port.spec.name, port.spec.socket.display());
+                let (name, socket) = (&port.spec.name, tables::far_side(port));
                 match created {
                     Created::New => format!("Created port {name}: {socket}\n"),
                     Created::Existing => format!("Port {name} exists: {socket}\n"),

@@ -43,11 +43,17 @@ pub fn ports(list: &PortList) -> String {
             port.link.to_string(),
             pairs.to_string(),
             port.spec.mode.to_string(),
-            port.spec.socket.display().to_string(),
+            far_side(port),
         ]
     };
     let heads = ["PORT", ">VNI", "MAC", "LINK", ">PAIRS", "MODE", "SOCKET"];
     table(&heads, list.ports.iter().map(row), "There are no ports.")
+}
+
+/// Where its guest is: a socket, or an interface in a namespace.
+pub fn far_side(port: &Port) -> String {
+    let netns = port.spec.netns.as_ref();
+    netns.map_or_else(|| port.spec.socket.display().to_string(), ToString::to_string)
 }
 
 pub fn port(port: &Port) -> String {
@@ -61,7 +67,7 @@ pub fn port(port: &Port) -> String {
         ("Link", link),
         ("VNI", spec.vni.to_string()),
         ("MAC", or_dash(spec.mac.as_ref())),
-        ("Socket", format!("{} ({})", spec.socket.display(), spec.mode)),
+        ("Socket", format!("{} ({})", far_side(port), spec.mode)),
         ("Queue pairs", spec.queue_pairs.to_string()),
         ("Learning", learning(port)),
         ("Anti-spoof", yes_no(spec.anti_spoof).to_owned()),

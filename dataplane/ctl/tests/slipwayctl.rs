@@ -70,6 +70,25 @@ fn slipwayctl() -> Command {
 }
 
 #[test]
+fn a_port_in_a_namespace_shows_its_interface_in_place_of_a_socket() {
+    let rig = Rig::start();
+    let add = "port add c1 --netns /run/netns/blue --ifname eth1 --ip 10.0.0.2/24 --mtu 9000";
+    assert_eq!(rig.text(add), "Created port c1: eth1 in /run/netns/blue 10.0.0.2/24\n");
+    assert_eq!(rig.text(add), "Port c1 exists: eth1 in /run/netns/blue 10.0.0.2/24\n");
+    let shown = rig.text("port show c1");
+    for line in [
+        "Socket       eth1 in /run/netns/blue 10.0.0.2/24 (netns)",
+        "MAC          0a:58:0a:00:00:02",
+        "MTU          9000",
+        "Addresses    10.0.0.2",
+    ] {
+        assert!(shown.lines().any(|shown| shown == line), "{line}: {shown}");
+    }
+    let (code, told) = rig.failure("port add c2 --netns blue");
+    assert!(code == 1 && told.contains("netns.path") && told.contains("/run/netns/blue"), "{told}");
+}
+
+#[test]
 fn a_port_is_added_found_listed_shown_and_deleted() {
     let rig = Rig::start();
     assert_eq!(rig.text("port list"), "There are no ports.\n");

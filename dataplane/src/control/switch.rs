@@ -11,6 +11,7 @@
 //! the published snapshot. So the API may wait for it while it holds the lock.
 
 mod fdb;
+mod netns;
 mod ports;
 mod state;
 mod tap;
@@ -35,6 +36,7 @@ use crate::vhost::socket::{SocketMode, VhostThread};
 
 use super::{Control, explain, housekeeping, refusal, view};
 
+use netns::NetnsPorts;
 use state::{State, VniEntry};
 pub use tap::TapSpec;
 
@@ -68,6 +70,7 @@ pub struct Switch {
     shared: Shared,
     pmds: Arc<Pmds>,
     vhost: VhostThread,
+    netns: NetnsPorts,
     attachments: Attachments,
     started_s: u32,
 }
@@ -87,9 +90,11 @@ impl Switch {
         let pmds = Arc::new(Pmds::spawn(&config.cores, config.pmd, &shared)?);
         housekeeping::install(&vhost, &shared)?;
         housekeeping::plan(&vhost, &pmds, config.pmd.rebalance_interval_s)?;
+        let netns = NetnsPorts::watched_by(&vhost)?;
         let state = Mutex::new(State::default());
         let attachments = Attachments::default();
-        Ok(Self { config, state, shared, pmds, vhost, attachments, started_s: clock::seconds() })
+        let started_s = clock::seconds();
+        Ok(Self { config, state, shared, pmds, vhost, netns, attachments, started_s })
     }
 
     /// Gives the switch its networks, and pods that were attached before their ports.

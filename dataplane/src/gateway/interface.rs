@@ -12,7 +12,7 @@
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
@@ -21,11 +21,10 @@ use ipnet::IpNet;
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
+use slipway_api::TUN_DEVICE;
+
 use crate::vring::VNET_HDR;
 use crate::wire::Mac;
-
-/// Where taps come from.
-pub const TUN_DEVICE: &str = "/dev/net/tun";
 
 /// What every kernel since 2.6 leaves to who reads a tap: checksums and TCP segmentation.
 const OFFLOADS: u32 = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
@@ -154,6 +153,12 @@ impl Tap {
         Ok(tap)
     }
 
+    /// One that any descriptor plays: a socket that keeps messages apart, mostly.
+    #[cfg(test)]
+    pub(crate) fn played_by(fd: std::os::fd::OwnedFd) -> Self {
+        Self { file: fd.into(), name: "played".to_owned(), offloads: 0 }
+    }
+
     /// The interface's name.
     pub fn name(&self) -> &str {
         &self.name
@@ -183,13 +188,19 @@ impl Tap {
         Errno::result(result).map(drop)
     }
 
-    /// Gives the interface what it needs and brings it up. Order matters: an IPv4 address that is
+    /// Gives the interface what it needs and brings it up; without `mac` it keeps the one that the kernel
+    /// chose. Call it in the namespace of the interface. Order matters: an IPv4 address that is
     /// set while the interface is down makes no route for the prefix of its old class, and IPv6
     /// looks at its settings when the interface comes up.
     ///
     /// # Errors
     /// [`InterfaceError::Step`].
-    pub fn configure(&self, mac: Mac, mtu: u16, addresses: &[IpNet]) -> Result<(), InterfaceError> {
+    pub fn configure(
+        &self,
+        mac: Option<Mac>,
+        mtu: u16,
+        addresses: &[IpNet],
+    ) -> Result<(), InterfaceError> {
         let control = |family| {
             socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)
                 .map_err(|errno| failed(&self.name, "anything", "a socket", errno))
@@ -199,9 +210,11 @@ impl Tap {
             ioctl_ifreq(&inet, request, &mut IfReq::new(&self.name, bytes))
                 .map_err(|errno| failed(&self.name, what, value, errno))
         };
-        let mut hardware = libc::ARPHRD_ETHER.to_ne_bytes().to_vec();
-        hardware.extend_from_slice(&mac.0);
-        set(libc::SIOCSIFHWADDR, "the MAC address", &mac, &hardware)?;
+        if let Some(mac) = mac {
+            let mut hardware = libc::ARPHRD_ETHER.to_ne_bytes().to_vec();
+            hardware.extend_from_slice(&mac.0);
+            set(libc::SIOCSIFHWADDR, "the MAC address", &mac, &hardware)?;
+        }
         set(libc::SIOCSIFMTU, "the MTU", &mtu, &i32::from(mtu).to_ne_bytes())?;
         let has_ipv6 = addresses.iter().any(|net| matches!(net, IpNet::V6(_)));
         self.distrust(has_ipv6)?;
@@ -292,16 +305,4 @@ fn failed(
 ) -> InterfaceError {
     let (name, value) = (name.to_owned(), value.to_string());
     InterfaceError::Step { name, what, value, source: errno.into() }
-}
-
-/// Whether an address can be an interface's own.
-pub fn is_host_address(address: &IpNet) -> bool {
-    let ip = address.addr();
-    let is_plain = !ip.is_unspecified() && !ip.is_multicast() && !ip.is_loopback();
-    match (address, ip) {
-        (IpNet::V4(net), IpAddr::V4(ip)) if net.prefix_len() < 31 => {
-            is_plain && ip != net.network() && ip != net.broadcast()
-        }
-        _ => is_plain,
-    }
 }

@@ -117,7 +117,7 @@ impl GatewaySpec {
             let rule = "it has 1 to 8 of them";
             return refuse("this number of addresses:", &self.addresses.len(), rule);
         }
-        if let Some(bad) = self.addresses.iter().find(|net| !interface::is_host_address(net)) {
+        if let Some(bad) = self.addresses.iter().find(|net| !slipway_api::is_host_address(net)) {
             return refuse("the address", bad, "it is not an address of one host in its network");
         }
         let second = self.addresses.iter().filter(|net| matches!(net, IpNet::V4(_))).nth(1);
@@ -140,7 +140,7 @@ impl Gateway {
     pub fn open(spec: GatewaySpec) -> Result<Self, GatewayError> {
         spec.check()?;
         let tap = Tap::create(&spec.interface)?;
-        tap.configure(wire::Mac(spec.mac.0), spec.mtu, &spec.addresses)?;
+        tap.configure(Some(wire::Mac(spec.mac.0)), spec.mtu, &spec.addresses)?;
         let networks: Vec<_> = spec.addresses.iter().map(IpNet::trunc).collect();
         let masquerade =
             spec.masquerade.then(|| Masquerade::start(&spec.interface, &networks)).transpose()?;

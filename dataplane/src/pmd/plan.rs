@@ -184,7 +184,7 @@ mod tests {
     use crate::port::VportRules;
     use crate::port::cell::Slot;
     use crate::port::ring_tag;
-    use crate::port::watch::Watch;
+    use crate::port::watch::{Wake, Watch};
     use crate::testing::{GuestConfig, LocalGuest};
     use crate::vhost::eventfd::EventFd;
 
@@ -255,7 +255,7 @@ mod tests {
             let mut live = guest.start(1, None).expect("a sound ring");
             let tag = ring_tag(vport.id, 0);
             if vport.id.0 == 2 {
-                let watch = Watch::new(&epolls[owner as usize], kick.clone(), tag);
+                let watch = Watch::new(&epolls[owner as usize], Wake::Kick(kick.clone()), tag);
                 live.watch = Some(watch.expect("can be watched"));
             }
             vport.tx[0].owner.store(owner, Ordering::Relaxed);

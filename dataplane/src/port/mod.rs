@@ -2,10 +2,12 @@
 //!
 //! A [`Vport`] is created by the control plane, published in the tables, and lives until the last
 //! PMD let go of it. Its identity and its rules never change; its rings come and go with the front
-//! end ([`cell`]). [`vhost_user`] is the control side of a vhost-user port, [`tap`] that of the host's.
+//! end ([`cell`]). [`vhost_user`] is the control side of a vhost-user port, [`tap`] that of the
+//! host's, [`netns`] that of one in a network namespace.
 
 pub mod cell;
 pub mod handover;
+pub mod netns;
 pub mod tap;
 pub mod vhost_user;
 pub mod watch;

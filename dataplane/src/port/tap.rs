@@ -64,7 +64,6 @@ const FROM_HOST: u16 = 1;
 
 /// What both sides of the rings agree on: everything the kernel's tap does.
 const FEATURES: u64 = 1 << VIRTIO_F_VERSION_1
-    | 1 << VIRTIO_RING_F_EVENT_IDX
     | 1 << VIRTIO_NET_F_CSUM
     | 1 << VIRTIO_NET_F_HOST_TSO4
     | 1 << VIRTIO_NET_F_HOST_TSO6
@@ -77,6 +76,11 @@ const FEATURES: u64 = 1 << VIRTIO_F_VERSION_1
 /// What a kernel with UDP segmentation does besides.
 const USO_FEATURES: u64 =
     1 << VIRTIO_NET_F_HOST_USO | 1 << VIRTIO_NET_F_GUEST_USO4 | 1 << VIRTIO_NET_F_GUEST_USO6;
+
+/// What the kernel does at `tap`, as a guest's driver would have negotiated it.
+pub(super) fn features(tap: &Tap) -> u64 {
+    FEATURES | if tap.has_uso() { USO_FEATURES } else { 0 }
+}
 
 /// Why the tap can not be a vport.
 #[derive(Debug, thiserror::Error)]
@@ -181,7 +185,7 @@ impl Pump {
         watch(to_host.call().as_fd(), edge, CALL)?;
         watch(from_host.call().as_fd(), edge, CALL)?;
         watch(stop.as_fd(), EpollFlags::EPOLLIN, STOP)?;
-        let features = FEATURES | if tap.has_uso() { USO_FEATURES } else { 0 };
+        let features = features(&tap) | 1 << VIRTIO_RING_F_EVENT_IDX;
         let free = (0..from_host.size()).rev().collect();
         let (state, is_full) = (State::Up, false);
         Ok(Self { tap, port, features, to_host, from_host, free, epoll, state, is_full, interest })

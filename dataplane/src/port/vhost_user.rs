@@ -28,7 +28,7 @@ use crate::vring::chain::Direction;
 use crate::vring::ring::Ring;
 
 use super::cell::{LiveRing, Slot};
-use super::watch::Watch;
+use super::watch::{Wake, Watch};
 use super::{Vport, is_receive, ring_tag};
 
 /// Virtio features that every port offers. What is not here is not offered because the switch
@@ -85,7 +85,11 @@ impl LinkInfo {
     pub fn broken_ring(&self) -> Option<String> {
         let mut faults = self.rings.iter().filter_map(|(vring, ring)| Some((vring, ring.fault?)));
         let (vring, fault) = faults.next()?;
-        Some(format!("vring {vring}: {fault}; reset or restart the guest's network device"))
+        let remedy = match fault {
+            RingFault::InterfaceGone => "delete the port and add it again",
+            _ => "reset or restart the guest's network device",
+        };
+        Some(format!("vring {vring}: {fault}; {remedy}"))
     }
 }
 
@@ -99,6 +103,13 @@ pub struct RingInfo {
     /// Why it broke.
     pub fault: Option<RingFault>,
     err: Option<EventFd>,
+}
+
+impl RingInfo {
+    /// A ring that is enabled, of a port without a front end.
+    pub(super) fn own(size: u16) -> Self {
+        Self { size, enabled: true, fault: None, err: None }
+    }
 }
 
 impl Link {
@@ -147,6 +158,42 @@ impl VhostUserPort {
     }
 }
 
+impl VhostUserPort {
+    /// Puts a sound ring where the PMDs find it; `wake` says when there are frames to take.
+    ///
+    /// # Errors
+    /// There is no such ring, or the PMD can not watch `wake`; the ring is stopped.
+    pub(super) fn adopt(
+        &mut self,
+        index: u16,
+        mut live: LiveRing,
+        wake: Option<Wake>,
+        info: RingInfo,
+    ) -> Result<(), RingError> {
+        let refused = |why: &dyn std::fmt::Display| RingError(format!("Vring {index}: {why}"));
+        let cell = self.vport.cell(index).ok_or_else(|| refused(&"this port has no such ring"))?;
+        if !is_receive(index) {
+            let queue = index / 2;
+            let owner = self.pmds.assign(&self.vport, queue);
+            let tag = ring_tag(self.vport.id, queue);
+            let watch = |wake| Watch::new(self.pmds.epoll(owner), wake, tag);
+            live.watch = wake.map(watch).transpose().map_err(|errno| {
+                self.pmds.unassign(&self.vport, queue);
+                refused(&format_args!("its kick can not be watched: {errno}"))
+            })?;
+            self.vport.tx[usize::from(queue)].owner.store(owner, Ordering::Relaxed);
+        }
+        cell.with(|slot| *slot = Slot::Live(Box::new(live)));
+        self.vport.link.lock().rings.insert(index, info);
+        if is_receive(index) {
+            self.vport.count_receive_rings();
+        } else {
+            self.visit(index);
+        }
+        Ok(())
+    }
+}
+
 fn has(features: u64, bit: u32) -> bool {
     features & (1 << bit) != 0
 }
@@ -165,9 +212,8 @@ impl Device for VhostUserPort {
         let index = setup.index;
         let refused = |why: &dyn std::fmt::Display| RingError(format!("Vring {index}: {why}"));
         let direction = if is_receive(index) { Direction::Receive } else { Direction::Transmit };
-        let cell = self.vport.cell(index).ok_or_else(|| refused(&"this port has no such ring"))?;
         let ring = Ring::new(&setup, &map, direction).map_err(|err| refused(&err))?;
-        let mut live = LiveRing {
+        let live = LiveRing {
             map: Arc::clone(&map),
             ring,
             enabled: setup.enabled,
@@ -179,29 +225,10 @@ impl Device for VhostUserPort {
             mergeable: has(setup.features, VIRTIO_NET_F_MRG_RXBUF),
             watch: None,
         };
-        if !is_receive(index) {
-            let queue = index / 2;
-            let owner = self.pmds.assign(&self.vport, queue);
-            let tag = ring_tag(self.vport.id, queue);
-            let watch = |kick| Watch::new(self.pmds.epoll(owner), kick, tag);
-            live.watch = setup.kick.map(watch).transpose().map_err(|errno| {
-                self.pmds.unassign(&self.vport, queue);
-                refused(&format_args!("its kick can not be watched: {errno}"))
-            })?;
-            self.vport.tx[usize::from(queue)].owner.store(owner, Ordering::Relaxed);
-        }
-        cell.with(|slot| *slot = Slot::Live(Box::new(live)));
         let info =
             RingInfo { size: setup.size, enabled: setup.enabled, fault: None, err: setup.err };
-        let mut link = self.vport.link.lock();
-        link.rings.insert(index, info);
-        link.regions = map.regions();
-        drop(link);
-        if is_receive(index) {
-            self.vport.count_receive_rings();
-        } else {
-            self.visit(index);
-        }
+        self.adopt(index, live, setup.kick.map(Wake::Kick), info)?;
+        self.vport.link.lock().regions = map.regions();
         Ok(())
     }
 

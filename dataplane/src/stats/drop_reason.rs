@@ -57,4 +57,8 @@ drop_reasons! {
     RingFull = "ring_full",
     /// The receiving guest's buffers are too small for the frame, and it did not negotiate MRG_RXBUF.
     BufferTooSmall = "buffer_too_small",
+    /// The kernel has no room for another frame to the tap of the receiving port.
+    TapFull = "tap_full",
+    /// The kernel does not take the frame at the tap of the receiving port.
+    TapRefused = "tap_refused",
 }

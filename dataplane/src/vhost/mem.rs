@@ -34,7 +34,7 @@ use vm_memory::{FileOffset, MmapRegion};
 
 use super::sigbus;
 
-pub use slice::{GuestSlice, PinnedSlice, prefetch, prefetch_write};
+pub use slice::{GuestSlice, PinnedSlice, prefetch, prefetch_write, write_pieces};
 
 /// Regions one map may hold: what CONFIGURE_MEM_SLOTS may ask for. The mappings of a process are
 /// limited (vm.max_map_count, 65530 by default) and shared by all ports: so 1000 ports can not

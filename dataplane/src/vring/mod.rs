@@ -2,7 +2,8 @@
 //!
 //! [`chain`] walks one descriptor chain, [`split`] and [`packed`] hold a ring's indexes and publish
 //! them, [`ring`] is either of the two. [`tx`] takes bursts of frames from a guest and [`rx`] writes
-//! bursts of frames to one. [`driver`] is the other side, for vports without a guest.
+//! bursts of frames to one. [`driver`] is the other side, for vports without a guest, and [`tap`] does without
+//! either side: the kernel holds the frames.
 //!
 //! # Bounds
 //! All of a ring is checked once, when it starts, to lie in the guest's memory ([`split`]). After
@@ -20,6 +21,7 @@ pub mod packed;
 pub mod ring;
 pub mod rx;
 pub mod split;
+pub mod tap;
 pub mod tx;
 
 /// Frames handled together, at most.
@@ -114,6 +116,9 @@ pub enum RingFault {
     /// The file behind the guest's memory was cut short.
     #[error("the guest's memory went away: its file was cut short")]
     MemoryLost,
+    /// The tap's interface was deleted.
+    #[error("the interface was deleted")]
+    InterfaceGone,
 }
 
 impl RingFault {
@@ -134,6 +139,7 @@ impl RingFault {
             Self::EmptyBuffer => "empty_buffer",
             Self::CallBlocked => "call_blocked",
             Self::MemoryLost => "memory_lost",
+            Self::InterfaceGone => "interface_gone",
         }
     }
 }

@@ -1,4 +1,5 @@
-//! A vring of either layout, split or packed: what is the same to whoever uses it.
+//! A vring of either layout, split or packed, or the tap in place of one: what is the same to whoever
+//! uses it.
 
 use std::sync::Arc;
 
@@ -12,6 +13,7 @@ use super::RingFault;
 use super::chain::{Direction, TooMany, walk};
 use super::packed::PackedRing;
 use super::split::{SetupError, SplitRing};
+use super::tap::TapRing;
 
 /// A ring in use.
 #[derive(Debug)]
@@ -20,6 +22,8 @@ pub enum Ring {
     Split(SplitRing),
     /// Virtio 1.3, section 2.8.
     Packed(PackedRing),
+    /// The kernel's queue of a tap. It has no chains and needs no answer.
+    Tap(TapRing),
 }
 
 /// One chain, walked.
@@ -54,6 +58,7 @@ impl Ring {
         match self {
             Self::Split(ring) => ring.next_avail().into(),
             Self::Packed(ring) => ring.base(),
+            Self::Tap(_) => 0,
         }
     }
 
@@ -62,6 +67,7 @@ impl Ring {
         match self {
             Self::Split(ring) => ring.set_call(call),
             Self::Packed(ring) => ring.set_call(call),
+            Self::Tap(_) => {}
         }
     }
 
@@ -74,6 +80,7 @@ impl Ring {
         match self {
             Self::Split(ring) => ring.arm(),
             Self::Packed(ring) => Ok(ring.arm()),
+            Self::Tap(tap) => Ok(tap.arm()),
         }
     }
 
@@ -82,6 +89,7 @@ impl Ring {
         match self {
             Self::Split(ring) => ring.disarm(),
             Self::Packed(ring) => ring.disarm(),
+            Self::Tap(_) => {}
         }
     }
 
@@ -110,6 +118,7 @@ impl Ring {
                 ring.hint = hint;
                 found
             }
+            Self::Tap(_) => Ok(None),
         }
     }
 
@@ -119,6 +128,7 @@ impl Ring {
         match self {
             Self::Split(ring) => ring.take(slots),
             Self::Packed(ring) => ring.take(slots),
+            Self::Tap(_) => {}
         }
     }
 
@@ -128,6 +138,7 @@ impl Ring {
         match self {
             Self::Split(ring) => ring.push_used(id, written),
             Self::Packed(ring) => ring.push_used(id, slots, written),
+            Self::Tap(_) => {}
         }
     }
 
@@ -143,6 +154,7 @@ impl Ring {
                 ring.take(1);
                 ring.push_used(id, 1, written);
             }
+            Self::Tap(_) => {}
         }
     }
 
@@ -155,6 +167,7 @@ impl Ring {
         match self {
             Self::Split(ring) => ring.publish(),
             Self::Packed(ring) => ring.publish(),
+            Self::Tap(_) => Ok(()),
         }
     }
 }

@@ -67,6 +67,7 @@ impl Ring {
         let ready = match self {
             Self::Split(ring) => ring.scout(map, wanted),
             Self::Packed(ring) => ring.scout(map, wanted),
+            Self::Tap(_) => Ok(ArrayVec::new()),
         };
         Ok(Fill { ready: ready?, ring: self, map, mergeable, used: 0 })
     }
@@ -188,7 +189,7 @@ impl Fill<'_> {
         self.push_scattered(head, tail, total)
     }
 
-    /// The general path: chains of several descriptors, frames over several buffers.
+    /// The general path: chains of several descriptors, frames over several buffers, and taps.
     #[inline(never)]
     fn push_scattered(
         &mut self,
@@ -196,6 +197,9 @@ impl Fill<'_> {
         tail: Tail<'_, '_>,
         total: u32,
     ) -> Result<(), Refusal> {
+        if let Ring::Tap(tap) = self.ring {
+            return tap.write(head, tail);
+        }
         let mut buffers = ArrayVec::<(u16, u16, u32), MAX_BUFFERS>::new();
         let mut segments = ArrayVec::<GuestSlice<'_>, MAX_SPREAD>::new();
         let (mut room, mut ahead) = (0u32, 0);

@@ -60,6 +60,7 @@ impl Ring {
         let outcome = match self {
             Self::Split(ring) => ring.collect(map, batch, limit),
             Self::Packed(ring) => ring.collect(map, batch, limit),
+            Self::Tap(tap) => tap.collect(map, batch, limit),
         };
         for (frame, scratch) in batch.frames.iter_mut().zip(scratch) {
             copy_head(frame, &batch.more, scratch);
@@ -86,6 +87,8 @@ impl Ring {
                 }
                 ring.publish()
             }
+            // Its buffers are ours: the next burst reads into them.
+            Self::Tap(_) => Ok(()),
         }
     }
 }
@@ -237,7 +240,7 @@ impl SplitRing {
 
 /// The frame in a chain of one buffer.
 #[inline]
-fn whole(id: u16, body: GuestSlice<'_>, more: u16) -> Frame<'_> {
+pub(super) fn whole(id: u16, body: GuestSlice<'_>, more: u16) -> Frame<'_> {
     body.prefetch(0);
     body.prefetch(64);
     let (len, drop) = (body.len(), size_verdict(body.len()));
@@ -246,7 +249,7 @@ fn whole(id: u16, body: GuestSlice<'_>, more: u16) -> Frame<'_> {
 
 /// What a chain, of which nothing was copied yet, counts against [`Limit::bytes`].
 #[inline]
-fn charge(frame: &Frame<'_>) -> u32 {
+pub(super) fn charge(frame: &Frame<'_>) -> u32 {
     frame.len.saturating_sub(VNET_HDR as u32).max(LEAST_CHARGE)
 }
 

@@ -14,8 +14,15 @@ impl Daemon {
     /// Starts one with the configuration `slipwayd.toml` in `folder`, and `run` there to work in.
     /// Returns once it serves its API.
     pub fn start(folder: &Path) -> Self {
+        Self::start_by(&[], folder)
+    }
+
+    /// As [`Self::start`], by a program with arguments, such as setpriv(1), which becomes slipwayd.
+    pub fn start_by(wrapper: &[&str], folder: &Path) -> Self {
         let core = core_affinity::get_core_ids().unwrap().last().unwrap().id;
-        let mut child = Command::new(env!("CARGO_BIN_EXE_slipwayd"))
+        let words = [wrapper, &[env!("CARGO_BIN_EXE_slipwayd")]].concat();
+        let mut child = Command::new(words[0])
+            .args(&words[1..])
             .arg("--config")
             .arg(folder.join("slipwayd.toml"))
             .args(["--cores", &core.to_string(), "--run-dir"])

@@ -36,13 +36,14 @@ const CONFIGS: [(&str, &str); 3] = [
     ("10-slipway.conflist", "slipway/cni/10-slipway.conflist"),
 ];
 /// Files of `configs/` that are for an administrator to put into place.
-const EXAMPLES: [&str; 6] = [
+const EXAMPLES: [&str; 7] = [
     "containerd-1.6.toml",
     "containerd-1.7.toml",
     "containerd-2.toml",
     "runtimeclass.yaml",
     "pod.yaml",
     "slipwayd-gateway.conf",
+    "slipwayd-netns.conf",
 ];
 /// What there is to read; links between them hold.
 const DOCS: [&str; 6] = [

@@ -1,9 +1,11 @@
-//! How a port is doing: its link, its vrings, and the memory of its guest.
+//! A port and how it is doing: its link, its vrings, and the memory of its guest.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+
+use super::AppliedPortSpec;
 
 /// How far the connection of a port's front end has come.
 ///
@@ -72,7 +74,7 @@ pub struct Ring {
     pub index: u16,
     /// Which way frames go.
     pub direction: Direction,
-    /// Entries, as set up by the front end; 0 before that.
+    /// Entries, as set up by the front end; 0 before that, and for a tap, which has none.
     pub size: u16,
     /// Whether the front end enabled it (SET_VRING_ENABLE).
     pub enabled: bool,
@@ -91,4 +93,41 @@ pub struct MemoryRegion {
     pub guest_address: u64,
     /// Its length in bytes.
     pub size_bytes: u64,
+}
+
+/// A port of the switch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Port {
+    /// Its number; another port may get it once this one is gone.
+    pub id: u32,
+    /// Its settings.
+    pub spec: AppliedPortSpec,
+    /// How far its connection has come.
+    pub link: LinkState,
+    /// Why the link is broken; absent otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub reason: Option<String>,
+    /// Negotiated virtio features by their names in the specification (`VIRTIO_NET_F_CSUM`).
+    pub features: Vec<String>,
+    /// Its vrings, by index.
+    pub rings: Vec<Ring>,
+    /// Guest memory as shared with the switch.
+    pub memory: Vec<MemoryRegion>,
+}
+
+/// The ports of the switch, by name.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PortList {
+    /// The ports.
+    pub ports: Vec<Port>,
+}
+
+/// Whether a `PUT` made something or found it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Created {
+    /// It was made by this request (201).
+    New,
+    /// It was there already, with the same settings (200).
+    Existing,
 }

@@ -83,6 +83,74 @@ fn a_default_socket_that_would_not_fit_is_refused() {
     assert_eq!(error.field.as_deref(), Some("socket"));
 }
 
+fn in_namespace(change: impl FnOnce(&mut NetnsSpec)) -> PortSpec {
+    let mut netns = NetnsSpec::at("/run/netns/blue");
+    netns.addresses = nets(&["10.0.7.3/24", "fd00:7::3/64"]);
+    change(&mut netns);
+    PortSpec { netns: Some(netns), ..PortSpec::named("c1") }
+}
+
+fn nets(texts: &[&str]) -> Vec<ipnet::IpNet> {
+    texts.iter().map(|text| text.parse().expect("an address")).collect()
+}
+
+#[test]
+fn a_namespace_makes_a_port_that_is_bound_to_the_addresses_of_its_interface() {
+    let applied = in_namespace(|_| {}).apply(&defaults()).expect("applies");
+    assert_eq!((applied.mode, applied.mtu), (PortMode::Netns, Some(DEFAULT_MTU_BYTES)));
+    assert_eq!(applied.socket, Path::new(TUN_DEVICE));
+    assert_eq!(applied.mac, Some(Mac([0x0a, 0x58, 10, 0, 7, 3])), "as that of a pod");
+    assert_eq!(applied.addresses, ips(&["10.0.7.3", "fd00:7::3"]));
+    assert!(applied.anti_spoof && !applied.learning);
+
+    let with_mac = PortSpec { mac: with_mac().mac, ..in_namespace(|_| {}) };
+    assert_eq!(with_mac.clone().apply(&defaults()).expect("applies").mac, with_mac.mac);
+    let bare = in_namespace(|netns| netns.addresses.clear()).apply(&defaults()).expect("applies");
+    assert!(bare.mac.is_none() && bare.learning && !bare.anti_spoof);
+    let other = in_namespace(|netns| netns.interface = "eth1".into());
+    let other = other.apply(&defaults()).expect("applies");
+    assert_eq!(applied.first_difference(&other).map(|d| d.field), Some("netns"));
+}
+
+#[test]
+fn what_no_interface_in_a_namespace_can_be_is_refused_by_the_name_of_its_field() {
+    let with = |texts: &[&str]| in_namespace(|netns| netns.addresses = nets(texts));
+    let base = || in_namespace(|_| {});
+    let named = |name: &str| in_namespace(|netns| netns.interface = name.to_owned());
+    let many = ["fd00::1/64"; 9];
+    let cases = [
+        ("netns.path", in_namespace(|netns| netns.path = "run/netns/blue".into())),
+        ("netns.path", in_namespace(|netns| netns.path = "/run/\0".into())),
+        ("netns.path", in_namespace(|netns| netns.path = format!("/{}", "d".repeat(4095)).into())),
+        ("netns.interface", named("")),
+        ("netns.interface", named("sixteen-is-too-l")),
+        ("netns.interface", named("a/b")),
+        ("netns.interface", named("tap%d")),
+        ("netns.interface", named("..")),
+        ("netns.addresses", with(&["10.0.7.0/24"])),
+        ("netns.addresses", with(&["10.0.7.255/24"])),
+        ("netns.addresses", with(&["127.0.0.1/8"])),
+        ("netns.addresses", with(&["ff02::1/64"])),
+        ("netns.addresses", with(&["10.0.7.1/24", "10.0.8.1/24"])),
+        ("netns.addresses", with(&["fd00::1/64", "fd00::1/128"])),
+        ("netns.addresses", with(&many)),
+        ("netns.addresses", PortSpec { mtu: Some(1279), ..base() }),
+        ("socket", PortSpec { socket: Some("/run/a.sock".into()), ..base() }),
+        ("mode", PortSpec { mode: PortMode::Connect, ..base() }),
+        ("mode", PortSpec { mode: PortMode::Tap, ..base() }),
+        ("mode", PortSpec { netns: None, mode: PortMode::Netns, ..base() }),
+        ("queue_pairs", PortSpec { queue_pairs: 2, ..base() }),
+        ("addresses", PortSpec { addresses: ips(&["10.0.7.3"]), ..base() }),
+    ];
+    for (field, spec) in cases {
+        let error = spec.clone().apply(&defaults()).expect_err(field);
+        assert_eq!(error.code, ErrorCode::InvalidValue, "{spec:?}");
+        assert_eq!(error.field.as_deref(), Some(field), "{spec:?}");
+        assert!(!error.remedy.is_empty(), "{spec:?}");
+    }
+    with(&["10.0.0.0/31"]).check().expect("RFC 3021");
+}
+
 #[test]
 fn the_same_settings_are_the_same_port_however_they_are_written() {
     let spelt_out = PortSpec {

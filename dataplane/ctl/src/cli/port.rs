@@ -3,7 +3,10 @@
 use std::{net::IpAddr, path::PathBuf};
 
 use clap::{Args, Subcommand, ValueEnum};
-use slipway_api::{Mac, Policy, PolicyAction, PolicyRule, PortMode, PortSpec};
+use ipnet::IpNet;
+use slipway_api::{
+    DEFAULT_INTERFACE, Mac, NetnsSpec, Policy, PolicyAction, PolicyRule, PortMode, PortSpec,
+};
 
 /// `slipwayctl port ...`
 #[derive(Debug, Subcommand)]
@@ -139,6 +142,18 @@ pub struct PortAddArgs {
     /// What the guest may send and receive [default: everything]
     #[command(flatten)]
     policy: PolicyArgs,
+    /// The network namespace of a container, as in /run/netns/blue: the port is an interface there, a tap
+    /// that slipwayd makes and takes away with the port, and not a vhost-user socket. --mtu is the
+    /// interface's [default: 1500], --mac too [default: it follows from the first --ip]
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["socket_path", "mode", "queue_pairs", "addresses"])]
+    netns: Option<PathBuf>,
+    /// With --netns: the name of the interface
+    #[arg(long, value_name = "NAME", requires = "netns", default_value = DEFAULT_INTERFACE)]
+    ifname: String,
+    /// With --netns: an address of the interface with the length of its prefix, as in 10.0.0.2/24; may be
+    /// given several times [default: none, and any may be used]
+    #[arg(long = "ip", value_name = "IP/LENGTH", requires = "netns")]
+    ips: Vec<IpNet>,
     /// The PMD that all transmit vrings stay on, or one for each queue pair in turn, as in 0,1
     /// [default: where there is least load]
     #[arg(long = "pmd", value_name = "N", value_delimiter = ',')]
@@ -164,6 +179,11 @@ impl From<PortAddArgs> for PortSpec {
             addresses: args.addresses,
             policy: args.policy.given(),
             pmds: args.pmds,
+            netns: args.netns.map(|path| NetnsSpec {
+                path,
+                interface: args.ifname,
+                addresses: args.ips,
+            }),
         }
     }
 }
@@ -189,6 +209,25 @@ mod tests {
         let cli = Cli::try_parse_from(["slipwayctl", "port", "add", "vm1"]).expect("parses");
         let Command::Port(PortCommand::Add(args)) = cli.command else { panic!("{cli:?}") };
         assert_eq!(PortSpec::from(args), PortSpec::named("vm1"));
+    }
+
+    #[test]
+    fn a_namespace_takes_the_place_of_a_socket() {
+        let words = ["slipwayctl", "port", "add", "c1", "--netns", "/run/netns/c1"];
+        let parse = |more: &[&str]| Cli::try_parse_from([&words[..], more].concat());
+        let cli = parse(&["--ip", "10.0.0.2/24", "--ip", "fd00::2/64"]).expect("parses");
+        let Command::Port(PortCommand::Add(args)) = cli.command else { panic!("{cli:?}") };
+        let netns = PortSpec::from(args).netns.expect("is given");
+        assert_eq!(netns.to_string(), "eth0 in /run/netns/c1 10.0.0.2/24 fd00::2/64");
+        for socket in
+            [&["--mode", "connect"][..], &["--socket-path", "/a"], &["--queue-pairs", "2"]]
+        {
+            let kind = parse(socket).expect_err("there is no socket").kind();
+            assert_eq!(kind, clap::error::ErrorKind::ArgumentConflict, "{socket:?}");
+        }
+        let alone = Cli::try_parse_from(["slipwayctl", "port", "add", "c1", "--ip", "10.0.0.2/24"]);
+        let kind = alone.expect_err("of which interface?").kind();
+        assert_eq!(kind, clap::error::ErrorKind::MissingRequiredArgument);
     }
 
     #[test]

@@ -50,8 +50,8 @@ impl Switch {
                 "Name one that `slipwayctl pmd list` shows, or add cores under [pmd] in slipwayd.toml",
             ));
         }
-        let has_socket =
-            |e: &&PortEntry| e.spec.mode != PortMode::Tap && e.spec.socket == spec.socket;
+        let is_socket = |mode| matches!(mode, PortMode::Listen | PortMode::Connect);
+        let has_socket = |e: &&PortEntry| is_socket(e.spec.mode) && e.spec.socket == spec.socket;
         if let Some(other) = state.ports.values().find(has_socket) {
             return Err(ApiError::new(
                 ErrorCode::Conflict,
@@ -105,7 +105,8 @@ impl Switch {
             pinned.map_err(|refused| refused_static(state, refused, mac))?;
         }
         let rules = spec.policy.as_ref().map(|policy| Arc::new(Rules::new(policy)));
-        let entry = PortEntry { spec, vport: Arc::clone(&vport), rules, tap: None, user };
+        let entry =
+            PortEntry { spec, vport: Arc::clone(&vport), rules, tap: None, netns: None, user };
         state.ports.insert(entry.spec.name.clone(), entry);
         self.publish(state);
         Ok(vport)
@@ -125,10 +126,16 @@ impl Switch {
         user: Option<String>,
     ) -> Result<Port, ApiError> {
         let (name, path) = (spec.name.clone(), spec.socket.clone());
+        if let Some(netns) = spec.netns.clone() {
+            self.add_netns(state, spec, &netns, user)?;
+            return Ok(view::port(&state.ports[&name].spec, &state.ports[&name].vport));
+        }
         let mode = match spec.mode {
             PortMode::Listen => self.config.listen,
             PortMode::Connect => SocketMode::Connect,
-            PortMode::Tap => unreachable!("`PortSpec::check` refuses the mode"),
+            PortMode::Tap | PortMode::Netns => {
+                unreachable!("`PortSpec::check` refuses the mode, or asks for a namespace")
+            }
         };
         let vport = self.enter(state, spec, user)?;
         let device = VhostUserPort::new(Arc::clone(&vport), Arc::clone(&self.pmds));
@@ -166,6 +173,9 @@ impl Switch {
         // Rings first: on return no PMD touches the guest's memory. Then the tables, so that no
         // PMD finds the port; then its addresses.
         self.vhost.remove_port(entry.vport.id.0);
+        if let Some(netns) = &entry.netns {
+            netns.close();
+        }
         self.publish(state);
         housekeeping::forget_port(&self.vhost, &self.shared, entry.vport.id);
         self.tidy(state, entry.spec.vni);

@@ -8,6 +8,7 @@ use slipway_api::{AppliedPortSpec, UnknownUnicast as Policy, VniSpec};
 
 use crate::neighbour::{Neighbour, Neighbours};
 use crate::policy::rules::Rules;
+use crate::port::netns::NetnsPort;
 use crate::port::tap::TapPort;
 use crate::port::{PortId, Vport};
 use crate::tables::UnknownUnicast;
@@ -28,6 +29,8 @@ pub(super) struct PortEntry {
     pub(super) rules: Option<Arc<Rules>>,
     /// What is on the far side in place of a socket.
     pub(super) tap: Option<TapPort>,
+    /// The same, in a network namespace.
+    pub(super) netns: Option<Arc<NetnsPort>>,
     /// Whose it is, if it is not of those who ask for ports.
     pub(super) user: Option<String>,
 }

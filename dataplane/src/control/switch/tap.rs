@@ -3,9 +3,11 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use slipway_api::{ApiError, AppliedPortSpec, ErrorCode, Mac, Port, PortMode, PortSpec};
+use slipway_api::{
+    ApiError, AppliedPortSpec, ErrorCode, Mac, Port, PortMode, PortSpec, TUN_DEVICE,
+};
 
-use crate::gateway::interface::{TUN_DEVICE, Tap};
+use crate::gateway::interface::Tap;
 use crate::port::tap::TapPort;
 
 use super::Switch;
@@ -49,6 +51,7 @@ impl Switch {
             addresses: spec.addresses,
             policy: None,
             pmds: Vec::new(),
+            netns: None,
         };
         let vni = spec.vni;
         let mut state = self.lock();

@@ -126,6 +126,10 @@ fn every_operation_answers_as_documented_with_every_documented_status() {
     walk.ask("PUT", "/v1/ports/a", Some(&json!({"vni": 8})), 409);
     walk.ask("PUT", "/v1/ports/b", Some(&json!({"vni": 7, "mode": "connect"})), 201);
     walk.ask("PUT", "/v1/ports/b", Some(&json!({"queue_pairs": 0})), 422);
+    let netns = json!({"path": "/run/netns/c", "interface": "eth1", "addresses": ["10.0.0.3/24"]});
+    walk.ask("PUT", "/v1/ports/c", Some(&json!({"netns": netns})), 201);
+    walk.ask("PUT", "/v1/ports/d", Some(&json!({"netns": {"path": "netns/d"}})), 422);
+    walk.ask("DELETE", "/v1/ports/c", None, 204);
     let rules = serde_json::to_value(&policy).expect("serialises");
     walk.ask("PUT", "/v1/ports/a/policy", Some(&rules), 200);
     walk.ask("PUT", "/v1/ports/b/policy", Some(&json!({"egress_default": "allow"})), 201);

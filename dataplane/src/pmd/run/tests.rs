@@ -10,7 +10,7 @@ use crate::neighbour::Neighbours;
 use crate::pmd::Reports;
 use crate::policy::Policies;
 use crate::port::cell::Slot;
-use crate::port::watch::Watch;
+use crate::port::watch::{Wake, Watch};
 use crate::port::{PortId, VportRules};
 use crate::tables::{Segment, UnknownUnicast};
 use crate::testing::frames::FrameBuilder;
@@ -81,7 +81,7 @@ impl Stepped {
         for (index, cell) in [(0, &vport.rx[0].cell), (1, &vport.tx[0].cell)] {
             let mut live = guest.start(index, None).expect("a sound ring");
             let kick = EventFd::new().expect("a descriptor");
-            let watch = Watch::new(&self.loops[0].epoll, kick, ring_tag(vport.id, 0));
+            let watch = Watch::new(&self.loops[0].epoll, Wake::Kick(kick), ring_tag(vport.id, 0));
             live.watch = Some(watch.expect("a descriptor that can be watched"));
             cell.with(|slot| *slot = Slot::Live(Box::new(live)));
         }

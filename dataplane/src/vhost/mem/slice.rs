@@ -12,6 +12,8 @@ use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use super::GuestMap;
 
+pub use fd::write_pieces;
+
 /// A part of a guest's memory together with the map that keeps it mapped.
 #[derive(Debug)]
 pub struct PinnedSlice {
