@@ -7,7 +7,7 @@ use dataplane::clock;
 use dataplane::fdb::Fdb;
 use dataplane::flow::HashSeed;
 use dataplane::neighbour::Neighbours;
-use dataplane::pipeline::{Burst, Worker};
+use dataplane::pipeline::{Origin, Worker};
 use dataplane::pmd::Reports;
 use dataplane::policy::Policies;
 use dataplane::policy::rules::Rules;
@@ -121,14 +121,13 @@ impl Net {
         let tx = &vport.tx[0];
         let mut slot = tx.cell.enter().context("The ring is wanted elsewhere")?;
         let live = slot.live().context("The ring does not run")?;
-        let burst = Burst {
+        let origin = Origin {
             vport,
             counters: &tx.counters,
-            tables: &self.tables,
             fdb: &self.fdb,
             reports: &self.reports,
             pmd: &self.pmd,
         };
-        Ok(self.worker.run(&burst, live, u32::MAX)?.frames)
+        Ok(self.worker.run(&origin, || &self.tables, live, u32::MAX)?.frames)
     }
 }

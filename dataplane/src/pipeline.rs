@@ -59,21 +59,30 @@ pub enum Decision {
     Drop(DropReason),
 }
 
-/// All that a burst is judged by; borrowed for one burst.
-#[derive(Debug)]
-pub struct Burst<'a> {
+/// What a burst is judged by besides the tables; borrowed for one turn of a ring.
+#[derive(Debug, Clone, Copy)]
+pub struct Origin<'a> {
     /// The vport the frames come from.
     pub vport: &'a Vport,
     /// Its ingress counters of the vring the frames come from.
     pub counters: &'a Ingress,
-    /// The published tables.
-    pub tables: &'a Tables,
     /// The forwarding database.
     pub fdb: &'a Fdb,
     /// To the control thread.
     pub reports: &'a Reports,
     /// Counters of the PMD at work.
     pub pmd: &'a PmdCounters,
+}
+
+/// All that a burst is judged by.
+#[derive(Debug, Clone, Copy)]
+struct Burst<'a> {
+    vport: &'a Vport,
+    counters: &'a Ingress,
+    tables: &'a Tables,
+    fdb: &'a Fdb,
+    reports: &'a Reports,
+    pmd: &'a PmdCounters,
 }
 
 /// What one PMD needs to run bursts: scratch memory, made once.
@@ -131,14 +140,20 @@ impl Worker {
 
     /// Runs one burst of at most `max_bytes`, the frame that reaches them included, to completion.
     ///
+    /// `tables` is asked once frames are taken: what was published before a guest sent a frame holds for
+    /// it, however long the PMD was off its core before it looked.
+    ///
     /// # Errors
     /// The guest's ring is broken. The frames taken before the fault were dealt with.
-    pub fn run(
+    #[inline]
+    pub fn run<'t>(
         &mut self,
-        burst: &Burst<'_>,
+        origin: &Origin<'_>,
+        tables: impl FnOnce() -> &'t Tables,
         live: &mut LiveRing,
         max_bytes: u32,
     ) -> Result<Taken, RingFault> {
+        let &Origin { vport, counters, fdb, reports, pmd } = origin;
         if live.map.is_dead() {
             return Err(RingFault::MemoryLost);
         }
@@ -150,11 +165,12 @@ impl Worker {
         watch.lap(Stage::Take);
         let n = batch.frames.len();
         if n == 0 {
-            watch.end(0, &burst.pmd.stages);
+            watch.end(0, &pmd.stages);
             return taken.map(|()| Taken::default());
         }
-        burst.counters.received_frames.add(n as u64);
-        burst.counters.in_hand.set(n as u64);
+        counters.received_frames.add(n as u64);
+        counters.in_hand.set(n as u64);
+        let burst = &Burst { vport, counters, tables: tables(), fdb, reports, pmd };
 
         let routes = self.judge(burst, &mut batch, sender);
         watch.lap(Stage::Judge);
@@ -163,9 +179,9 @@ impl Worker {
         self.account(burst, n, &routes);
 
         let given_back = live.ring.complete(&batch);
-        burst.counters.in_hand.set(0);
+        counters.in_hand.set(0);
         watch.lap(Stage::Settle);
-        watch.end(n, &burst.pmd.stages);
+        watch.end(n, &pmd.stages);
         let charged_bytes = batch.charged_bytes;
         taken.and(given_back).map(|()| Taken { frames: n as u32, charged_bytes })
     }

@@ -9,7 +9,7 @@ use arc_swap::cache::Cache;
 use nix::sys::epoll::{Epoll, EpollEvent, EpollTimeout};
 
 use crate::clock;
-use crate::pipeline::{Burst, Worker};
+use crate::pipeline::{Origin, Worker};
 use crate::port::{Vport, ring_tag};
 use crate::stats::PmdCounters;
 use crate::tables::Tables;
@@ -201,15 +201,20 @@ impl Loop {
             // Armed as it is: SET_VRING_ENABLE visits the ring again.
             return Turn::Armed;
         }
-        let burst = Burst {
+        let origin = Origin {
             vport: &entry.vport,
             counters: &tx.counters,
-            tables: self.tables.load(),
             fdb: &self.shared.fdb,
             reports: &self.shared.reports,
             pmd: &self.counters,
         };
-        let outcome = self.worker.run(&burst, live, max_bytes).and_then(|taken| {
+        let cache = &mut self.tables;
+        let tables = move || {
+            let cache = cache;
+            &**cache.load()
+        };
+        let taken = self.worker.run(&origin, tables, live, max_bytes);
+        let outcome = taken.and_then(|taken| {
             if taken.frames > 0 {
                 entry.last_work = now;
                 self.fair.charge(&mut entry.account, taken.charged_bytes);

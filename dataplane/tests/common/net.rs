@@ -5,7 +5,7 @@ use std::sync::Arc;
 use dataplane::fdb::Fdb;
 use dataplane::flow::HashSeed;
 use dataplane::neighbour::Neighbours;
-use dataplane::pipeline::{Burst, Taken, Worker};
+use dataplane::pipeline::{Origin, Taken, Worker};
 use dataplane::pmd::{Report, Reports};
 use dataplane::policy::Policies;
 use dataplane::port::cell::Slot;
@@ -143,15 +143,15 @@ impl Net {
         let tx = &vport.tx[queue];
         let mut slot = tx.cell.enter().expect("no one else wants the ring");
         let Some(live) = slot.live() else { return Ok(Taken::default()) };
-        let burst = Burst {
+        let origin = Origin {
             vport: &vport,
             counters: &tx.counters,
-            tables: &self.tables,
             fdb: &self.fdb,
             reports: &self.reports,
             pmd: &self.pmd,
         };
-        self.worker.run(&burst, live, max_bytes).inspect_err(|&fault| {
+        let tables = || &self.tables;
+        self.worker.run(&origin, tables, live, max_bytes).inspect_err(|&fault| {
             slot.break_with(fault);
         })
     }
