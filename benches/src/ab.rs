@@ -18,15 +18,18 @@ use anyhow::{Context as _, Result, ensure};
 use serde::Serialize;
 
 use crate::belongings::Belongings;
+use crate::distance::{Distance, core_round_trip_ns};
+use crate::interrupt;
+use crate::limit;
 use crate::mann_whitney::{self, Test};
 use crate::measure::{Conditions, Sample};
 use crate::peer::{PeerKind, Place, Programs};
 use crate::rig::{cores, pin};
-use crate::runner::{HUGE_PAGES, MOST_STEAL_PERCENT, Progress, Session, WARM_UP_MS, Windows};
+use crate::runner::{
+    HUGE_PAGES, MOST_STEAL_PERCENT, PATIENCE_MS, Progress, Session, WARM_UP_MS, Windows,
+};
 use crate::scenario::{Figure, Scenario};
 use crate::stats::Rounds;
-use crate::traffic::is_generator_bound;
-use crate::{host, interrupt};
 
 /// A difference counts if chance alone would show one as large this rarely.
 pub const LEVEL: f64 = 0.01;
@@ -134,11 +137,12 @@ pub fn run(options: &Options) -> Result<Outcome> {
     let belongings = Belongings::take(HUGE_PAGES)?;
     let row = |scenario: &Scenario| Row { scenario: scenario.clone(), samples: Default::default() };
     let mut rows: Vec<_> = options.scenarios.iter().map(row).collect();
-    let (mut failures, mut core_round_trip_ns) = (Vec::new(), Vec::new());
+    let distance = Distance::learn(core, PATIENCE_MS);
+    let (mut failures, mut core_round_trips_ns) = (Vec::new(), Vec::new());
     let groups = rows.chunk_by(|a, b| a.scenario.setup == b.scenario.setup).count();
     let mut progress = Progress::new(options.rounds * groups * options.sides.len());
     for round in 0..options.rounds {
-        core_round_trip_ns.push(host::core_round_trip_ns(core));
+        core_round_trips_ns.push(core_round_trip_ns(core));
         for group in rows.chunk_by_mut(|a, b| a.scenario.setup == b.scenario.setup) {
             for side in order(round) {
                 let setup = group[0].scenario.setup;
@@ -154,7 +158,8 @@ pub fn run(options: &Options) -> Result<Outcome> {
                 let programs = Programs { slipwayd: program.clone(), testpmd: None };
                 let place = Place { dir, generator, core, is_exclusive: false, programs };
                 let window_ms = options.window_ms;
-                let conditions = Conditions { window_ms, warm_up_ms: WARM_UP_MS, core };
+                let distance = Some(distance);
+                let conditions = Conditions { window_ms, warm_up_ms: WARM_UP_MS, core, distance };
                 let windows = Windows::new(conditions, generator, MOST_STEAL_PERCENT);
                 let mut session = Session { kind: PeerKind::Slipwayd, setup, place, windows };
                 let scenarios: Vec<_> = group.iter().map(|row| &row.scenario).collect();
@@ -176,7 +181,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
             }
         }
     }
-    Ok(Outcome { rows, core_round_trip_ns, failures })
+    Ok(Outcome { rows, core_round_trip_ns: core_round_trips_ns, failures })
 }
 
 /// What the two are called.
@@ -195,17 +200,23 @@ impl Row {
     }
 
     fn comparison(&self, figure: Figure) -> Option<Comparison> {
-        let of = |side: usize| {
-            let samples = self.samples[side].iter();
-            samples.map(|sample| sample.figures.get(&figure).copied()).collect::<Option<Vec<_>>>()
-        };
-        let (base, head) = (of(0)?, of(1)?);
-        if base.is_empty() || base.len() != head.len() {
+        let [base, head] = &self.samples;
+        if base.len() != head.len() {
+            return None;
+        }
+        // Rounds in which the cores were apart for either say nothing.
+        let pairs = base.iter().zip(head).filter(|(base, head)| !base.is_apart && !head.is_apart);
+        let of = |sample: &Sample| sample.figures.get(&figure).copied();
+        let pairs = pairs.map(|(base, head)| Some((of(base)?, of(head)?)));
+        let (base, head): (Vec<_>, Vec<_>) = pairs.collect::<Option<Vec<_>>>()?.into_iter().unzip();
+        if base.is_empty() {
             return None;
         }
         let ratios = base.iter().zip(&head).map(|(base, head)| head / base).collect();
         let test = mann_whitney::compare(&base, &head);
-        let is_bound = [0, 1].map(|side| figure.is_throughput() && self.is_generator_bound(side));
+        let is_bound = [0, 1].map(|side| {
+            figure.is_throughput() && limit::is_generator_bound(self.samples[side].iter())
+        });
         Some(Comparison {
             figure,
             base: Rounds::of(base),
@@ -214,13 +225,6 @@ impl Row {
             p: test.p,
             verdict: verdict(figure, &test, is_bound),
         })
-    }
-
-    /// By the median of the rounds.
-    fn is_generator_bound(&self, side: usize) -> bool {
-        let shares = self.samples[side].iter().filter_map(|sample| sample.full_share);
-        let shares: Vec<_> = shares.collect();
-        !shares.is_empty() && is_generator_bound(Rounds::of(shares).median)
     }
 }
 
@@ -245,15 +249,14 @@ pub(crate) mod tests {
     const BASE: [f64; 5] = [5.0, 5.2, 4.8, 5.1, 4.9];
 
     /// The two are `factor` apart.
-    pub fn row(factor: f64, full_shares: [f64; 2]) -> Row {
-        let sample = |mpps: f64, full_share| Sample {
+    pub fn row(factor: f64, waited_shares: [f64; 2]) -> Row {
+        let sample = |mpps: f64, waited_share| Sample {
             figures: [(Figure::Mpps, mpps), (Figure::CyclesPerFrame, 1000.0 / mpps)].into(),
-            full_share: Some(full_share),
-            idle_share: None,
-            disturbed: 0,
+            waited_share: Some(waited_share),
             length_ms: 300.0,
+            ..Sample::default()
         };
-        let samples = [1.0, factor].into_iter().zip(full_shares);
+        let samples = [1.0, factor].into_iter().zip(waited_shares);
         let samples = samples
             .map(|(factor, share)| BASE.iter().map(|mpps| sample(mpps * factor, share)).collect());
         let samples: Vec<_> = samples.collect();
@@ -290,12 +293,12 @@ pub(crate) mod tests {
     fn what_the_generator_bounds_is_at_least_what_it_measured() {
         use Verdict::{Faster, GeneratorBound, Slower};
         let of = |factor, shares| verdicts(&row(factor, shares))[0];
-        assert_eq!(of(1.2, [1.0, 0.1]), Faster);
-        assert_eq!(of(1.2, [0.1, 1.0]), GeneratorBound);
-        assert_eq!(of(0.8, [0.1, 1.0]), Slower);
-        assert_eq!(of(0.8, [1.0, 0.1]), GeneratorBound);
-        assert_eq!(of(1.0, [1.0, 0.1]), GeneratorBound);
-        assert_eq!(of(1.2, [0.1, 0.1]), GeneratorBound);
+        assert_eq!(of(1.2, [1.0, 0.01]), Faster);
+        assert_eq!(of(1.2, [0.01, 1.0]), GeneratorBound);
+        assert_eq!(of(0.8, [0.01, 1.0]), Slower);
+        assert_eq!(of(0.8, [1.0, 0.01]), GeneratorBound);
+        assert_eq!(of(1.0, [1.0, 0.01]), GeneratorBound);
+        assert_eq!(of(1.2, [0.01, 0.01]), GeneratorBound);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::Result;
 use dataplane::clock;
 
+use crate::distance::core_round_trip_ns;
 use crate::interrupt;
 use crate::measure::{Conditions, Sample};
 use crate::peer::Peer;
@@ -28,6 +29,8 @@ pub fn measure(
     let len = scenario.frame_bytes();
     guest.begin(len)?;
     thread::sleep(Duration::from_millis(conditions.warm_up_ms));
+    // The guest polls all the time, so neither core moves for waiting.
+    let distance_ns = core_round_trip_ns(conditions.core);
     let (before, shown_before) = (peer.work()?, guest.show()?);
     let begin = clock::ticks();
     thread::sleep(Duration::from_millis(conditions.window_ms));
@@ -38,13 +41,11 @@ pub fn measure(
     let rate = shown.frames_per_s as f64;
     let mut sample = Sample::default();
     sample.figures.insert(Figure::Mpps, rate / 1e6);
-    if let (Some(before), Some(after)) = (before, after) {
-        let ticks = after.ticks_per_frame_since(&before);
-        let idle = after.idle_share_since(&before);
-        sample.figures.extend(ticks.map(|ticks| (Figure::CyclesPerFrame, ticks)));
-        sample.figures.extend(idle.map(|share| (Figure::IdlePercent, share * 100.0)));
-        sample.idle_share = idle;
-    }
+    let ticks = after.ticks_per_frame_since(&before);
+    let idle = after.idle_share_since(&before);
+    sample.figures.extend(ticks.map(|ticks| (Figure::CyclesPerFrame, ticks)));
+    sample.figures.extend(idle.map(|share| (Figure::IdlePercent, share * 100.0)));
+    sample.idle_share = idle;
     sample.length_ms = passed_us / 1e3;
-    Ok(sample)
+    Ok(sample.between(distance_ns, conditions))
 }

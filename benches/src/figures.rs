@@ -9,9 +9,10 @@ use dataplane::pmd::PmdConfig;
 use dataplane::testing::{Guest, GuestConfig};
 use serde::Serialize;
 
+use crate::distance::core_round_trip_ns;
 use crate::rig::{Rig, cores, mac, pin};
 use crate::stats::Rounds;
-use crate::{host, reference, traffic};
+use crate::{reference, traffic};
 
 /// Length of one window in milliseconds.
 const WINDOW_MS: u64 = 400;
@@ -56,7 +57,7 @@ pub fn forwarding(wire_bytes: &[usize], rounds: usize) -> Result<Report> {
     let mut samples: Vec<Samples> = wire_bytes.iter().map(|_| Samples::default()).collect();
     let mut round_trips = Vec::new();
     for round in 0..=rounds {
-        round_trips.push(host::core_round_trip_ns(pmd));
+        round_trips.push(core_round_trip_ns(pmd));
         for (&size, samples) in wire_bytes.iter().zip(&mut samples) {
             let template = traffic::frame(mac(2).0, mac(1).0, size - 4);
             let before = rig.switch.pmds();

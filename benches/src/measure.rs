@@ -8,6 +8,7 @@ use dataplane::clock;
 use dataplane::testing::frames::{Ledger, Stamp};
 use dataplane::testing::{Guest, QueuePair, RxQueue, TxQueue};
 
+use crate::distance::{Distance, core_round_trip_ns};
 use crate::ends::{Frame as _, Sink, Slot as _, Source};
 use crate::host::Process;
 use crate::interrupt;
@@ -35,14 +36,39 @@ const IDLE_MS: u64 = 200;
 pub struct Sample {
     /// The numbers.
     pub figures: BTreeMap<Figure, f64>,
-    /// Share of turns in which the sender's ring was full.
-    pub full_share: Option<f64>,
-    /// Share of its time that the polling thread looked for frames in vain, where guests are DPDK's.
+    /// Share of its time that the generator waited for the switch, where it is ours.
+    pub waited_share: Option<f64>,
+    /// Share of its time that the polling thread looked for frames in vain, where it counts that.
     pub idle_share: Option<f64>,
     /// Single measurements that were dropped because the generator was off its core.
     pub disturbed: u64,
     /// How long it took, in milliseconds.
     pub length_ms: f64,
+    /// Nanoseconds of a cache line from core to core and back just before and just after it, where that
+    /// matters.
+    pub distances_ns: Vec<f64>,
+    /// Not at the [usual distance](Distance) throughout: nothing to compare others with.
+    pub is_apart: bool,
+}
+
+impl Sample {
+    /// Whether the cores were where they are to be when it began, and not any more when it ended.
+    pub fn has_moved(&self, conditions: &Conditions) -> bool {
+        let began_well = conditions
+            .distance
+            .zip(self.distances_ns.first())
+            .is_some_and(|(usual, &ns)| usual.is(ns));
+        began_well && self.is_apart
+    }
+
+    /// With the looks around it.
+    pub fn between(mut self, before_ns: f64, conditions: &Conditions) -> Self {
+        self.distances_ns = vec![before_ns, core_round_trip_ns(conditions.core)];
+        self.is_apart = conditions
+            .distance
+            .is_some_and(|usual| !self.distances_ns.iter().all(|&ns| usual.is(ns)));
+        self
+    }
 }
 
 /// How it is measured.
@@ -54,6 +80,25 @@ pub struct Conditions {
     pub warm_up_ms: u64,
     /// The polling thread's core.
     pub core: usize,
+    /// How far that is to be from the generator's; `None`: as it comes.
+    pub distance: Option<Distance>,
+}
+
+impl Conditions {
+    /// Has `stir` do what precedes a window, until the cores are as far from each other as they are to
+    /// be; returns how far they are.
+    ///
+    /// # Errors
+    /// Those of `stir`.
+    pub fn settle(&self, mut stir: impl FnMut() -> Result<()>) -> Result<f64> {
+        match self.distance {
+            Some(distance) => distance.settle(self.core, stir),
+            None => {
+                stir()?;
+                Ok(core_round_trip_ns(self.core))
+            }
+        }
+    }
 }
 
 /// Measures `scenario` between `guests`, one at each port.
@@ -110,7 +155,7 @@ pub fn measure_ideal(
     interrupt::check()?;
     let pattern = Pattern::udp(number(0), &[number(1)], scenario.frame_bytes(), scenario.flows);
     let Ideal { source, sink, shared, .. } = ideal;
-    forwarding(&mut [(source, pattern)], &mut [sink], conditions, || Ok(Some(shared.work())))
+    forwarding(&mut [(source, pattern)], &mut [sink], conditions, || Ok(shared.work()))
 }
 
 /// The receive rings and the transmit rings of guests.
@@ -125,10 +170,12 @@ pub fn rings(guests: &mut [Guest]) -> (Vec<&mut RxQueue>, Vec<&mut TxQueue>) {
 fn forwarding<S: Source, R: Sink>(
     senders: &mut [(&mut S, Pattern)],
     receivers: &mut [&mut R],
-    &Conditions { window_ms: ms, warm_up_ms, .. }: &Conditions,
-    mut work: impl FnMut() -> Result<Option<Work>>,
+    conditions: &Conditions,
+    mut work: impl FnMut() -> Result<Work>,
 ) -> Result<Sample> {
-    traffic::window(senders, receivers, warm_up_ms)?;
+    let &Conditions { window_ms: ms, warm_up_ms, .. } = conditions;
+    let warm_up = || traffic::window(senders, receivers, warm_up_ms).map(drop);
+    let distance_ns = conditions.settle(warm_up)?;
     let before = work()?;
     let window = traffic::window(senders, receivers, ms)?;
     let after = work()?;
@@ -136,17 +183,14 @@ fn forwarding<S: Source, R: Sink>(
     traffic::drain_all(&mut sources, receivers)?;
     ensure!(window.frames > 0, "No frame came through in {ms} ms");
     std::hint::black_box(window.seen);
-    let cycles = match (before, after) {
-        (Some(before), Some(after)) => after.ticks_per_frame_since(&before),
-        // It polls all the time; if it had frames all the time, all of the window went into them.
-        _ if window.is_generator_bound() => None,
-        _ => Some(window.seconds * 1e6 * clock::ticks_per_us() as f64 / window.frames as f64),
-    };
+    let idle_share = after.idle_share_since(&before);
+    let cycles = after.ticks_per_frame_since(&before);
     let mut figures =
         BTreeMap::from([(Figure::Mpps, window.mpps()), (Figure::Gbps, window.gbps())]);
     figures.extend(cycles.map(|cycles| (Figure::CyclesPerFrame, cycles)));
-    let (full_share, length_ms) = (Some(window.full_share()), window.seconds * 1e3);
-    Ok(Sample { figures, full_share, length_ms, ..Sample::default() })
+    let (waited_share, length_ms) = (Some(window.waited_share()), window.seconds * 1e3);
+    let sample = Sample { figures, waited_share, idle_share, length_ms, ..Sample::default() };
+    Ok(sample.between(distance_ns, conditions))
 }
 
 fn idle(peer: &mut dyn Peer, ms: u64) -> Result<Sample> {
@@ -166,26 +210,30 @@ fn round_trips(guests: &mut [Guest], len: usize, conditions: &Conditions) -> Res
     let mut back = Pattern::udp(number(1), &[number(0)], len, 1);
     let (mut sinks, mut sources) = rings(guests);
     let per_us = clock::ticks_per_us();
-    let warm = clock::ticks() + conditions.warm_up_ms * 1000 * per_us;
-    let end = warm + conditions.window_ms * 1000 * per_us;
-    let mut taken = Vec::new();
-    while clock::ticks() < end || taken.is_empty() {
-        let begin = clock::ticks();
-        pass(sources[0], sinks[1], &mut there)?;
-        pass(sources[1], sinks[0], &mut back)?;
-        let now = clock::ticks();
-        if begin >= warm {
+    let mut trips = |ms: u64| -> Result<Vec<u64>> {
+        let end = clock::ticks() + ms * 1000 * per_us;
+        let mut taken = Vec::new();
+        while clock::ticks() < end || taken.is_empty() {
+            let begin = clock::ticks();
+            pass(sources[0], sinks[1], &mut there)?;
+            pass(sources[1], sinks[0], &mut back)?;
+            let now = clock::ticks();
             taken.push(now - begin);
+            while clock::ticks() < now + PAUSE_US * per_us {
+                std::hint::spin_loop();
+            }
         }
-        while clock::ticks() < now + PAUSE_US * per_us {
-            std::hint::spin_loop();
-        }
-    }
+        Ok(taken)
+    };
+    let distance_ns = conditions.settle(|| trips(conditions.warm_up_ms).map(drop))?;
+    let begin = clock::ticks();
+    let taken = trips(conditions.window_ms)?;
+    let length_ms = (clock::ticks() - begin) as f64 / per_us as f64 / 1e3;
     let quantiles = Quantiles::of(taken).context("No round trip")?;
     let us = |ticks: u64| ticks as f64 / per_us as f64;
     let figures = [(Figure::P50Us, us(quantiles.p50)), (Figure::P99Us, us(quantiles.p99))];
-    let length_ms = (clock::ticks() - warm) as f64 / per_us as f64 / 1e3;
-    Ok(Sample { figures: figures.into(), length_ms, ..Sample::default() })
+    let sample = Sample { figures: figures.into(), length_ms, ..Sample::default() };
+    Ok(sample.between(distance_ns, conditions))
 }
 
 /// One frame, and waiting for it.

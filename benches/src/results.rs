@@ -5,16 +5,14 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::host::Calibration;
+use crate::limit;
 use crate::measure::Sample;
 use crate::peer::PeerKind;
 use crate::scenario::{Figure, Scenario};
 use crate::stats::Rounds;
-use crate::traffic::is_generator_bound;
 
 /// Marks a ratio of times per frame.
 const BY_CYCLES: &str = " by cycles per frame";
-/// A switch that is idle for more than this share was not the limit.
-const MOST_IDLE: f64 = 0.1;
 
 /// What the hypervisor took, and what was done about it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -126,6 +124,14 @@ struct Cell {
     refusal: Option<String>,
 }
 
+impl Cell {
+    /// Those that may be compared, by round.
+    fn kept(&self) -> impl Iterator<Item = (usize, &Sample)> + Clone {
+        let samples = self.samples.iter().filter(|(_, sample)| !sample.is_apart);
+        samples.map(|(&round, sample)| (round, sample))
+    }
+}
+
 /// Where a figure comes from.
 pub type Key = (&'static str, PeerKind);
 
@@ -140,6 +146,8 @@ pub struct Results {
     pub turns: Vec<Turn>,
     /// What the hypervisor took.
     pub steal: Steal,
+    /// Nanoseconds of a cache line from core to core and back at which windows count; `None`: at any.
+    pub usual_ns: Option<f64>,
     cells: BTreeMap<Key, Cell>,
 }
 
@@ -166,35 +174,32 @@ impl Results {
 
     /// Every sample of a figure, by round.
     pub fn samples(&self, key: Key, figure: Figure) -> BTreeMap<usize, f64> {
-        let of = |(&round, sample): (&usize, &Sample)| Some((round, *sample.figures.get(&figure)?));
+        let of = |(round, sample): (usize, &Sample)| Some((round, *sample.figures.get(&figure)?));
         let cell = self.cells.get(&key);
-        cell.into_iter().flat_map(|cell| cell.samples.iter().filter_map(of)).collect()
+        cell.into_iter().flat_map(|cell| cell.kept().filter_map(of)).collect()
     }
 
-    /// Share of turns in which the ring was full: the median of the rounds.
-    pub fn full_share(&self, key: Key) -> Option<f64> {
-        let samples = self.cells.get(&key)?.samples.values();
-        let shares: Vec<_> = samples.filter_map(|sample| sample.full_share).collect();
-        (!shares.is_empty()).then(|| Rounds::of(shares).median)
+    /// Every window of it, by round, those that may not be compared as well.
+    pub fn windows(&self, key: Key) -> impl Iterator<Item = &Sample> {
+        self.cells.get(&key).into_iter().flat_map(|cell| cell.samples.values())
     }
 
-    /// Share of its time that the polling thread looked for frames in vain: the median of the rounds.
-    fn idle_share(&self, key: Key) -> Option<f64> {
-        let samples = self.cells.get(&key)?.samples.values();
-        let shares: Vec<_> = samples.filter_map(|sample| sample.idle_share).collect();
+    /// Share of its time that the generator waited: the median of the rounds.
+    pub fn waited_share(&self, key: Key) -> Option<f64> {
+        let samples = self.cells.get(&key)?.kept();
+        let shares: Vec<_> = samples.filter_map(|(_, sample)| sample.waited_share).collect();
         (!shares.is_empty()).then(|| Rounds::of(shares).median)
     }
 
     /// Single measurements that were dropped because the generator was off its core.
     pub fn disturbed(&self, key: Key) -> u64 {
-        let samples = self.cells.get(&key).into_iter().flat_map(|cell| cell.samples.values());
-        samples.map(|sample| sample.disturbed).sum()
+        self.windows(key).map(|sample| sample.disturbed).sum()
     }
 
     /// Whether what sends frames, not the switch, was the limit.
     pub fn is_generator_bound(&self, key: Key) -> bool {
-        self.full_share(key).is_some_and(is_generator_bound)
-            || self.idle_share(key).is_some_and(|share| share > MOST_IDLE)
+        let samples = self.cells.get(&key).into_iter().flat_map(Cell::kept);
+        limit::is_generator_bound(samples.map(|(_, sample)| sample))
     }
 
     /// A figure of one scenario and switch.
@@ -207,11 +212,13 @@ impl Results {
         // A switch that does not count its work, and so has no cycles here, is judged alike.
         let is_bound = self.is_generator_bound(key);
         if samples.is_empty() {
-            let is_measured = self.cells.get(&key).is_some_and(|cell| !cell.samples.is_empty());
-            return match (is_bound, is_measured) {
-                (true, _) => Finding::GeneratorBound,
-                (_, true) => Finding::Missing("not counted".to_owned()),
-                (_, false) => Finding::Missing("not measured".to_owned()),
+            let is_kept = self.cells.get(&key).is_some_and(|cell| cell.kept().next().is_some());
+            let is_measured = self.windows(key).next().is_some();
+            return match (is_bound, is_kept, is_measured) {
+                (true, ..) => Finding::GeneratorBound,
+                (_, true, _) => Finding::Missing("not counted".to_owned()),
+                (_, _, true) => Finding::Missing("cores apart".to_owned()),
+                (_, _, false) => Finding::Missing("not measured".to_owned()),
             };
         }
         let rate = Rounds::of(samples);
@@ -259,9 +266,9 @@ pub(crate) mod tests {
     const OURS: Key = ("64", PeerKind::Slipwayd);
     const OVS: Key = ("64", PeerKind::Ovs);
 
-    fn sample(mpps: f64, full_share: f64) -> Sample {
+    fn sample(mpps: f64, waited_share: f64) -> Sample {
         let figures = [(Figure::Mpps, mpps)].into();
-        Sample { figures, full_share: Some(full_share), ..Sample::default() }
+        Sample { figures, waited_share: Some(waited_share), ..Sample::default() }
     }
 
     /// Three rounds of two switches; a third is not there.
@@ -284,7 +291,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_rate_whose_ring_was_hardly_ever_full_is_at_least_that() {
+    fn a_rate_for_which_nobody_waited_is_at_least_that() {
         let results = results(0.02, 0.98);
         assert_eq!(format!("{:.1}", results.figure(OURS, Figure::Mpps)), ">= 10.0 (9.0-12.0)");
         assert_eq!(format!("{:.1}", results.figure(OVS, Figure::Mpps)), "3.0 (3.0-4.0)");
@@ -308,12 +315,12 @@ pub(crate) mod tests {
         results.enter(
             OVS,
             0,
-            Sample { full_share: Some(1.0), ..results.cells[&OVS].samples[&0].clone() },
+            Sample { waited_share: Some(1.0), ..results.cells[&OVS].samples[&0].clone() },
         );
         results.enter(
             OVS,
             1,
-            Sample { full_share: Some(1.0), ..results.cells[&OVS].samples[&1].clone() },
+            Sample { waited_share: Some(1.0), ..results.cells[&OVS].samples[&1].clone() },
         );
         let finding = results.ratio(OURS, OVS, Figure::Mpps);
         let printed = ">= 1.0 (1.0-3.0); 1.2 (0.9-1.5) by cycles per frame";
@@ -354,6 +361,20 @@ pub(crate) mod tests {
         assert_eq!(format!("{ours:.1}"), ">= 3.0 (2.5-4.0)");
         let theirs = results(1.0, 0.02).ratio(OURS, OVS, Figure::Mpps);
         assert!(matches!(theirs, Finding::GeneratorBound));
+    }
+
+    #[test]
+    fn windows_with_the_cores_apart_are_told_and_not_compared() {
+        let mut results = results(1.0, 1.0);
+        results.cells.get_mut(&OVS).unwrap().samples.get_mut(&1).unwrap().is_apart = true;
+        let finding = results.ratio(OURS, OVS, Figure::Mpps);
+        assert_eq!(finding.rounds().unwrap().samples, [2.5, 3.0]);
+        assert_eq!(results.windows(OVS).filter(|sample| sample.is_apart).count(), 1);
+        for sample in results.cells.get_mut(&OVS).unwrap().samples.values_mut() {
+            sample.is_apart = true;
+        }
+        assert_eq!(results.figure(OVS, Figure::Mpps).to_string(), "cores apart");
+        assert_eq!(results.ratio(OURS, OVS, Figure::Mpps).to_string(), "cores apart");
     }
 
     #[test]

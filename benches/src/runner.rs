@@ -11,7 +11,8 @@
 //! Each round has another order ([`crate::order`]). Before each set-up of each round the machine itself is
 //! measured ([`Calibration`]), so that its drift is seen beside the figures. A window in which the
 //! hypervisor took time from one of the two cores is discarded and measured anew at once, on the
-//! same running switch, a few times at most; both is counted.
+//! same running switch, a few times at most; both is counted. So is one in which it moved the cores
+//! ([`crate::distance`]); what was moved all the same is counted, stored and not compared.
 //!
 //! What fails is told at once and in its cells, and is not tried again; the others go on.
 
@@ -21,6 +22,7 @@ use anyhow::{Context as _, Result, ensure};
 use dataplane::clock;
 
 use crate::belongings::Belongings;
+use crate::distance::Distance;
 use crate::host::{self, Calibration};
 use crate::measure::{self, Conditions, Sample};
 use crate::order::order;
@@ -39,6 +41,8 @@ pub(crate) const HUGE_PAGES: u64 = 640;
 pub const WARM_UP_MS: u64 = 100;
 /// Share of a window in percent that the hypervisor may take of the two cores.
 pub const MOST_STEAL_PERCENT: f64 = 0.5;
+/// For how long a window may wait until the cores are at their usual distance, in milliseconds.
+pub const PATIENCE_MS: u64 = 5000;
 
 /// What to measure, and how.
 #[derive(Debug)]
@@ -51,6 +55,9 @@ pub struct Options {
     pub warm_up_ms: u64,
     /// Share of a window in percent that the hypervisor may take of the two cores.
     pub most_steal_percent: f64,
+    /// For how long a window may wait until the cores are at their usual distance, in milliseconds; 0:
+    /// they are taken at any.
+    pub patience_ms: u64,
     /// What.
     pub scenarios: Vec<Scenario>,
     /// On which switches.
@@ -96,6 +103,9 @@ pub fn run(options: &Options) -> Result<Outcome> {
             }
         }
     }
+    let patience_ms = options.patience_ms;
+    let distance = (patience_ms > 0).then(|| Distance::learn(core, patience_ms));
+    results.usual_ns = distance.map(|distance| distance.ns);
     let groups: Vec<_> = options.scenarios.chunk_by(|a, b| a.setup == b.setup).collect();
     let mut progress = Progress::new(options.rounds * groups.len() * options.peers.len());
     let mut failures = Vec::new();
@@ -124,7 +134,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
                 let programs = options.programs.clone();
                 let place = Place { dir, generator, core, is_exclusive: true, programs };
                 let Options { window_ms, warm_up_ms, .. } = *options;
-                let conditions = Conditions { window_ms, warm_up_ms, core };
+                let conditions = Conditions { window_ms, warm_up_ms, core, distance };
                 let windows = Windows::new(conditions, generator, options.most_steal_percent);
                 let mut session = Session { kind, setup, place, windows };
                 let outcome = session.run(&scenarios, round == 0);
@@ -191,7 +201,10 @@ impl Windows {
             let sample = measure(&self.conditions)?;
             let stolen_ms = host::stolen_ms(&self.cores)? - before;
             let is_clean = stolen_ms as f64 <= sample.length_ms * self.most_steal_percent / 100.0;
-            if self.steal.count(stolen_ms, is_clean, repeats == REPEATS) {
+            let is_last = repeats == REPEATS;
+            // Cores that did not come together in time will not do so for being asked again.
+            let has_moved = sample.has_moved(&self.conditions);
+            if self.steal.count(stolen_ms, is_clean, is_last) && (is_last || !has_moved) {
                 return Ok(sample);
             }
             repeats += 1;
@@ -243,6 +256,7 @@ impl Session {
     fn run_cross_check(&mut self, scenarios: &[&Scenario]) -> Result<Vec<Sample>> {
         let mut peer =
             peer::start(self.kind, &self.setup, &self.place).context("It did not start")?;
+        self.windows.conditions.settle(|| Ok(()))?;
         let guest = DpdkGuest::start(&*peer, &self.setup, &self.place);
         let mut guest = guest.context("The DPDK guest did not start")?;
         let measure = |scenario: &&Scenario| {

@@ -14,6 +14,7 @@ use dataplane::testing::{Guest, VirtioNetHdr};
 
 use crate::ends::{Frame, Sink, Slot, Source};
 use crate::interrupt;
+use crate::limit;
 use crate::local::Address;
 
 /// Frames sent and received before the other side's turn.
@@ -42,10 +43,8 @@ pub struct Window {
     pub bytes: u64,
     /// Length of the window in seconds.
     pub seconds: f64,
-    /// Turns in which a sender found no room in its ring: the switch was the bottleneck.
-    pub full_turns: u64,
-    /// All turns of the senders.
-    pub turns: u64,
+    /// Seconds in which no ring had room and nothing had arrived: the switch was the bottleneck.
+    pub waited: f64,
     /// Sum of what the receivers read, so that they did read it.
     pub seen: u64,
 }
@@ -61,22 +60,15 @@ impl Window {
         self.bytes as f64 * 8.0 / self.seconds / 1e9
     }
 
-    /// In which share of the turns a sender found no room in its ring.
-    pub fn full_share(&self) -> f64 {
-        self.full_turns as f64 / self.turns.max(1) as f64
+    /// For which share of its time the generator waited for the switch.
+    pub fn waited_share(&self) -> f64 {
+        self.waited / self.seconds
     }
 
     /// Whether the generator, not the switch, was the limit.
     pub fn is_generator_bound(&self) -> bool {
-        is_generator_bound(self.full_share())
+        limit::has_waited_little(self.waited_share())
     }
-}
-
-/// Whether a generator that found the ring full in `full_share` of its turns was the limit itself: a
-/// switch that is slower than its generator leaves no room in nearly every turn, a faster one in
-/// hardly any.
-pub fn is_generator_bound(full_share: f64) -> bool {
-    full_share < 0.5
 }
 
 /// What a sender sends: frames that differ in where they go, and in their flow.
@@ -259,24 +251,35 @@ pub fn window<S: Source, R: Sink>(
 ) -> Result<Window> {
     let per_ms = clock::ticks_per_us() * 1000;
     let mut window = Window::default();
+    let (mut waited, mut in_vain_since) = (0, None);
     let begin = clock::ticks();
     let end = begin + ms * per_ms;
-    loop {
+    for turn in 0_u64.. {
+        let before = window.frames;
+        let mut sent = 0;
         for (sender, pattern) in &mut *senders {
-            let burst = pattern.burst();
-            let sent = sender.send_burst(burst, |slot| pattern.fill(slot))?;
-            window.turns += 1;
-            window.full_turns += u64::from(sent < burst);
+            sent += sender.send_burst(pattern.burst(), |slot| pattern.fill(slot))?;
         }
         for receiver in &mut *receivers {
             receive(*receiver, &mut window)?;
         }
-        // Not each turn: the clock costs as much as a frame.
-        if window.turns.is_multiple_of(16) && (clock::ticks() >= end || interrupt::is_requested()) {
+        // The clock costs as much as a frame: it is looked at where waiting begins and ends.
+        match (sent > 0 || window.frames > before, in_vain_since) {
+            (false, None) => in_vain_since = Some(clock::ticks()),
+            (true, Some(since)) => {
+                waited += clock::ticks() - since;
+                in_vain_since = None;
+            }
+            _ => {}
+        }
+        if turn.is_multiple_of(16) && (clock::ticks() >= end || interrupt::is_requested()) {
             break;
         }
     }
-    window.seconds = (clock::ticks() - begin) as f64 / per_ms as f64 / 1e3;
+    let now = clock::ticks();
+    waited += in_vain_since.map_or(0, |since| now - since);
+    let seconds = |ticks| ticks as f64 / per_ms as f64 / 1e3;
+    (window.waited, window.seconds) = (seconds(waited), seconds(now - begin));
     Ok(window)
 }
 

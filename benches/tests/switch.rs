@@ -69,6 +69,16 @@ fn every_row_of_a_comparison_has_its_figures_and_nothing_is_left() {
             let samples = main["samples"].as_array().unwrap();
             assert_eq!(samples.len(), 1, "{name} on {switch}: {main}");
             assert!(samples[0].as_f64().unwrap() > 0.0, "{name} on {switch}: {main}");
+            let windows = row["switches"][switch]["windows"].as_array().unwrap();
+            let distances = windows[0]["core_round_trips_ns"].as_array().unwrap();
+            assert_eq!(distances.len(), 2, "{name} on {switch}: {windows:?}");
+            // Each by its own count.
+            if row["scenario"]["traffic"] != "round-trip" {
+                let cycles = &row["switches"][switch]["figures"][1];
+                assert_eq!(cycles["figure"], "cycles-per-frame", "{name} on {switch}");
+                let cycles = cycles["samples"][0].as_f64();
+                assert!(cycles.is_some_and(|cycles| cycles > 0.0), "{name} on {switch}");
+            }
         }
     }
     assert!(printed.contains("Cross-check, DPDK guests"), "{printed}");

@@ -29,6 +29,9 @@ struct Arguments {
     /// Windows of which the hypervisor takes more than this share are measured anew
     #[arg(long, default_value_t = runner::MOST_STEAL_PERCENT)]
     most_steal_percent: f64,
+    /// A window waits so many milliseconds for the cores to be at their usual distance; 0: any will do
+    #[arg(long, default_value_t = runner::PATIENCE_MS)]
+    patience_ms: u64,
     /// Only these scenarios, by name; --list shows them
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
@@ -36,7 +39,7 @@ struct Arguments {
     #[arg(long, value_delimiter = ',', value_enum)]
     peers: Vec<PeerKind>,
     /// One round of what takes two ports, in windows of 50 ms: shows that it works, measures nothing
-    #[arg(long, conflicts_with_all = ["rounds", "window_ms", "warm_up_ms", "most_steal_percent"])]
+    #[arg(long, conflicts_with_all = ["rounds", "window_ms", "warm_up_ms", "most_steal_percent", "patience_ms"])]
     quick: bool,
     /// Show the scenarios and end
     #[arg(long)]
@@ -85,6 +88,7 @@ fn run(arguments: Arguments) -> Result<()> {
         window_ms: if arguments.quick { 50 } else { arguments.window_ms },
         warm_up_ms: if arguments.quick { 20 } else { arguments.warm_up_ms },
         most_steal_percent: if arguments.quick { 100.0 } else { arguments.most_steal_percent },
+        patience_ms: if arguments.quick { 0 } else { arguments.patience_ms },
         scenarios,
         peers,
         programs: Programs { slipwayd, testpmd: arguments.testpmd },

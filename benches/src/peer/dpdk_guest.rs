@@ -14,7 +14,7 @@
 //! Nothing of this is ours, neither the driver of the rings nor the counting: a cross-check of our own
 //! generator.
 
-use std::io::{PipeWriter, Write as _};
+use std::io::PipeWriter;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -34,8 +34,6 @@ const RING: u32 = 1024;
 const BUFFERS: u32 = 16_384;
 /// Hugepages that it takes at its start, in MiB.
 const MEMORY_MIB: u32 = 192;
-/// What it prints when it has started its ports.
-const READY: &str = "testpmd>";
 /// Between two looks whether frames circle.
 const LOOK: Duration = Duration::from_millis(100);
 /// It has ended its forwarding threads.
@@ -105,7 +103,7 @@ impl DpdkGuest {
         ]);
         let (service, commands) = testpmd::launch(Mode::Guest, args, place)?;
         let guest = Self { service, commands };
-        guest.service.wait_until(|| guest.service.has_printed(READY))?;
+        guest.service.wait_until(|| guest.service.has_printed(testpmd::READY))?;
         // Else it would take time from the switch.
         ensure_threads_on(place.core, guest.service.pid(), 0)?;
         Ok(guest)
@@ -169,9 +167,7 @@ impl DpdkGuest {
     }
 
     fn say(&mut self, command: &str) -> Result<()> {
-        let written = self.commands.write_all(format!("{command}\n").as_bytes());
-        written
-            .with_context(|| format!("testpmd takes no command; it says:\n{}", self.service.tail()))
+        testpmd::say(&self.service, &mut self.commands, command)
     }
 }
 

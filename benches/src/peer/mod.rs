@@ -214,11 +214,11 @@ pub trait Peer {
         false
     }
 
-    /// What its polling thread did; `None`: it does not count, and polls all the time.
+    /// What its polling thread did.
     ///
     /// # Errors
     /// It does not say.
-    fn work(&mut self) -> Result<Option<Work>>;
+    fn work(&mut self) -> Result<Work>;
 
     /// The process of the polling thread.
     fn pid(&self) -> u32;

@@ -7,7 +7,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use dataplane::testing::{Guest, GuestConfig, GuestListener};
 
 use super::program::{LIMIT, Service, find, output};
@@ -214,13 +214,11 @@ impl Peer for Ovs {
         (socket(&self.ovs.dir, port), Listener::Guest)
     }
 
-    fn work(&mut self) -> Result<Option<Work>> {
+    fn work(&mut self) -> Result<Work> {
         let mut command = command("ovs-appctl", &self.ovs.dir);
         command.arg("-t").arg(control(&self.ovs.dir)).arg("dpif-netdev/pmd-stats-show");
         let shown = output(&mut command)?;
-        let work = work_of(&shown);
-        ensure!(work.is_some(), "OVS shows no work of a PMD thread:\n{shown}");
-        Ok(work)
+        work_of(&shown).with_context(|| format!("OVS shows no work of a PMD thread:\n{shown}"))
     }
 
     fn pid(&self) -> u32 {

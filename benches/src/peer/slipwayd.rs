@@ -68,14 +68,10 @@ impl Peer for Slipwayd {
         true
     }
 
-    fn work(&mut self) -> Result<Option<Work>> {
+    fn work(&mut self) -> Result<Work> {
         let list = self.service.runtime().block_on(self.client.pmds())?;
         let pmd = list.pmds.first().context("slipwayd has no PMD thread")?;
-        Ok(Some(Work {
-            busy_ticks: pmd.busy_cycles,
-            idle_ticks: pmd.idle_cycles,
-            frames: pmd.frames,
-        }))
+        Ok(Work { busy_ticks: pmd.busy_cycles, idle_ticks: pmd.idle_cycles, frames: pmd.frames })
     }
 
     fn pid(&self) -> u32 {

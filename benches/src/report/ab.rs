@@ -34,7 +34,7 @@ pub fn table(outcome: &Outcome) -> String {
         "Median (least-most) of the rounds; the ratio round by round\n\n{}\n\
          p: how often chance alone shows a difference this large (Mann-Whitney U, exact, two-sided);\n\
          below {LEVEL} there is one. Of cycles, latency and CPU less is faster.\n\
-         generator-bound: the sender's ring was hardly ever full, so the generator was the limit.\n",
+         generator-bound: the generator hardly ever waited for the switch, so it was the limit.\n",
         markdown(&rows)
     )
 }
@@ -55,12 +55,13 @@ pub fn document(options: &Options, machine: &Machine, outcome: &Outcome) -> Valu
 }
 
 fn scenario(row: &Row) -> Value {
-    let shares =
-        |side: usize| row.samples[side].iter().map(|sample| sample.full_share).collect::<Vec<_>>();
+    let shares = |side: usize| {
+        row.samples[side].iter().map(|sample| sample.waited_share).collect::<Vec<_>>()
+    };
     json!({
         "scenario": row.scenario,
         "figures": row.comparisons(),
-        "ring_full_share": { LABELS[0]: shares(0), LABELS[1]: shares(1) },
+        "generator_waited_share": { LABELS[0]: shares(0), LABELS[1]: shares(1) },
     })
 }
 

@@ -47,6 +47,8 @@ pub fn document(
         "window_ms": options.window_ms,
         "warm_up_ms": options.warm_up_ms,
         "most_steal_percent": options.most_steal_percent,
+        "patience_ms": options.patience_ms,
+        "usual_core_round_trip_ns": results.usual_ns,
         "turns": results.turns,
         "steal": results.steal,
         "scenarios": rows,
@@ -72,9 +74,16 @@ fn cell(results: &Results, name: &'static str, peer: PeerKind) -> Value {
             })
         })
         .collect();
+    let windows = results.windows(key);
+    let windows: Vec<_> = windows
+        .map(|sample| {
+            json!({ "core_round_trips_ns": sample.distances_ns, "apart": sample.is_apart })
+        })
+        .collect();
     json!({
         "figures": figures,
-        "ring_full_share": results.full_share(key),
+        "windows": windows,
+        "generator_waited_share": results.waited_share(key),
         "generator_bound": results.is_generator_bound(key),
         "disturbed": results.disturbed(key),
     })

@@ -67,6 +67,19 @@ fn machine(results: &Results) -> String {
         "  stolen by the hypervisor: {stolen_ms} ms; of {windows} windows {discarded} were \
          discarded for it and measured anew, {kept} kept all the same"
     );
+    if let Some(ns) = results.usual_ns {
+        let keys = results
+            .scenarios
+            .iter()
+            .flat_map(|scenario| results.peers.iter().map(|&peer| (scenario.name, peer)));
+        let samples = keys.flat_map(|key| results.windows(key));
+        let apart = samples.filter(|sample| sample.is_apart).count();
+        let _ = writeln!(
+            text,
+            "  windows were taken where that line took about {ns:.0} ns; {apart} were not, and are \
+             stored but not compared"
+        );
+    }
     let disturbed: u64 = results
         .scenarios
         .iter()
@@ -84,18 +97,17 @@ fn machine(results: &Results) -> String {
 
 const CROSS_CHECK: &str = "\
 Mpps: what both of its ports received, by testpmd's own counters and clock. % idle: share of the switch's
-polling thread without frames; above 10 the guest's core was the limit, and the rate has a >=. testpmd
-as a switch does not count that.
+polling thread without frames; above 10 the guest's core was the limit, and the rate has a >=.
 
 ";
 
 const NOTES: &str = "\
->=: the sender's ring was hardly ever full, so the generator was the limit, and the switch may be faster.
+>=: the generator was the limit, and the switch may be faster: by its own count it was idle for more than
+a tenth of the time.
 by cycles per frame: the other's time on a frame over slipwayd's, looks in vain not counted; more is
 better. It stands in place of the ratio of rates where the other was generator-bound, and beside it
 where slipwayd was. generator-bound: neither can be told.
-cycles/frame: slipwayd, ovs and ideal by their own count of time spent on frames; testpmd polls all
-the time and counts nothing, so all of the window's ticks over its frames.
+cycles/frame: time spent on frames, by each switch's own count; looks in vain are not in it.
 wake-ups: first frame of a port after 1 to 5 ms of silence; polled: the frame right after it; extra: p99 of
 the first less p50 of the polled; floor: eventfd to a thread asleep in epoll_wait on the same core
 and its answer in shared memory, in turns with the frames; beyond: extra less the floor's p99.

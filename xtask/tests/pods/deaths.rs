@@ -64,7 +64,8 @@ pub async fn a_pod_with_a_part_that_hangs_can_be_removed_and_leaves_nothing(
 
 /// The same in the midst of a start.
 pub async fn a_start_that_loses_a_part_fails_and_leaves_nothing(node: &Node) -> Result<()> {
-    for (program, says) in [("qemu-system", "signal 9"), ("virtiofsd", "virtiofsd of"), (SHIM, "")] {
+    for (program, says) in [("qemu-system", "signal 9"), ("virtiofsd", "virtiofsd of"), (SHIM, "")]
+    {
         let killed = async {
             // The last that is started: the pod waits for its guest.
             appears(node, "qemu-system").await?;
