@@ -21,6 +21,9 @@ const PODS: usize = 3;
 const ALWAYS: [&str; 8] =
     ["slipway", "netns", "veth", "kata", "macvlan", "macvtap", "cni-bridge", "cni-macvlan"];
 
+/// An empty /run, its folder, pods' namespaces, and tracefs.
+const OUR_MOUNTS: [&str; 4] = ["run /run ", " /run/compare", " /run/netns/pod", "tracefs "];
+
 /// One test at a time: each looks at the whole machine.
 fn alone() -> MutexGuard<'static, ()> {
     static LOCK: Mutex<()> = Mutex::new(());
@@ -42,7 +45,7 @@ fn compare(out: &Path) -> Command {
     command
 }
 
-/// What a comparison could leave on a machine.
+/// What a comparison could leave on a machine: others have theirs, which come and go.
 #[derive(Debug, PartialEq, Eq)]
 struct Machine {
     devices: BTreeSet<String>,
@@ -62,8 +65,15 @@ impl Machine {
         let lines = entries.filter_map(|entry| fs::read(entry.path().join("cmdline")).ok());
         let lines = lines.map(|line| String::from_utf8_lossy(&line).replace('\0', " "));
         Self {
-            devices: devices.map(|(name, _)| name.trim().to_owned()).collect(),
-            mounts: mounts.lines().map(str::to_owned).collect(),
+            devices: devices
+                .map(|(name, _)| name.trim().to_owned())
+                .filter(|name| name.starts_with("cmp") || name == "cni0")
+                .collect(),
+            mounts: mounts
+                .lines()
+                .filter(|line| OUR_MOUNTS.iter().any(|ours| line.contains(ours)))
+                .map(str::to_owned)
+                .collect(),
             hugepages: read("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"),
             processes: lines.filter(|line| line.contains("/run/compare/")).collect(),
         }

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context as _, Result};
-use dataplane::testing::{GuestConfig, GuestListener};
+use dataplane::testing::{GuestConfig, GuestError, GuestListener};
 use tempfile::TempDir;
 
 use super::kernel::{configure, host_end};
@@ -23,6 +23,9 @@ use crate::rig::cores;
 
 /// What DPDK takes, and some more: of 2 MiB each.
 pub const HUGEPAGES: u64 = 320;
+
+/// How often a handshake that OVS broke off is begun again.
+const RETRIES: usize = 10;
 
 /// A running OVS.
 pub struct Ovs<'a> {
@@ -81,7 +84,15 @@ impl Arm for Ovs<'_> {
         // Taken out in a statement of its own: others are not to wait for this one's VMM.
         let listener = self.listeners().remove(&pod.index);
         let listener = listener.context("Nobody listens for OVS")?;
-        let guest = listener.accept(GuestConfig::default(), LIMIT);
+        let accept = || listener.accept(GuestConfig::default(), LIMIT);
+        let mut guest = accept();
+        // OVS lets go of a port when it is told of others meanwhile, and connects anew; so do VMMs.
+        for _ in 0..RETRIES {
+            if matches!(guest, Ok(_) | Err(GuestError::NoPeer { .. })) {
+                break;
+            }
+            guest = accept();
+        }
         Ok(Held::Guest(Box::new(guest.context("OVS does not connect")?)))
     }
 
