@@ -7,6 +7,7 @@ pub mod ab;
 pub mod belongings;
 pub mod cases;
 pub mod circle;
+pub mod compare;
 pub mod distance;
 pub mod ends;
 pub mod figures;

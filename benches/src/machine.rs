@@ -4,10 +4,10 @@ use std::fs;
 use std::process::Command;
 
 use dataplane::clock;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// A machine and the versions of what was compared.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Machine {
     /// When, in milliseconds since 1970.
     pub unix_ms: u64,
@@ -55,6 +55,7 @@ fn packages() -> Vec<String> {
         "--showformat=${Package} ${Version}\\n",
         "openvswitch-switch-dpdk",
         "dpdk",
+        "containernetworking-plugins",
     ]);
     let shown = query.output().map(|output| output.stdout).unwrap_or_default();
     String::from_utf8_lossy(&shown).lines().map(str::to_owned).collect()

@@ -317,7 +317,7 @@ impl Progress {
 }
 
 /// By the time that the steps so far took.
-fn seconds_left(passed_s: u64, done: usize, steps: usize) -> String {
+pub(crate) fn seconds_left(passed_s: u64, done: usize, steps: usize) -> String {
     if done < 3 {
         return String::new();
     }

@@ -4,6 +4,7 @@
 //! measurement.
 
 mod ab;
+pub mod compare;
 mod instructions;
 mod source;
 

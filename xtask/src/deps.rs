@@ -61,6 +61,8 @@ pub enum Purpose {
     Pods,
     /// Comparing with other switches
     Bench,
+    /// Comparing with other ways to connect pods, and counting what they ask of the kernel
+    Compare,
     /// Counting instructions
     Count,
 }
@@ -79,6 +81,7 @@ impl Purpose {
             Self::Bench => {
                 &[OVS, "dpdk", "librte-net-vhost23", "librte-net-virtio23", "librte-mempool-ring23"]
             }
+            Self::Compare => &[OVS, "containernetworking-plugins", "bpftrace"],
             Self::Count => &["valgrind"],
         }
     }

@@ -51,6 +51,8 @@ enum Command {
     /// Compares slipway with other switches on this machine
     #[command(subcommand)]
     Bench(bench::What),
+    /// Compares ways to connect pods: slipway, bridges, macvlan, tc, stock CNI plugins, OVS
+    Compare(bench::compare::Arguments),
 }
 
 /// Runs the command that the command line names. Exit codes: 0 done, 1 failed, 2 wrong command line,
@@ -86,5 +88,6 @@ fn run(arguments: Arguments) -> Result<()> {
         Command::Deb(arguments) => install::deb::main(&arguments),
         Command::Figures(arguments) => figures::main(&arguments),
         Command::Bench(what) => bench::main(&what),
+        Command::Compare(arguments) => bench::compare::main(&arguments),
     }
 }

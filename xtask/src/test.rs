@@ -95,8 +95,8 @@ pub fn main(arguments: &Arguments) -> Result<()> {
     }
     let (mut guest_dir, mut testpmd) = (None, None);
     if steps.iter().any(|step| step.privileged) {
-        let purposes = [Purpose::Vm, Purpose::Share, Purpose::Net, Purpose::Trace, Purpose::Pods];
-        deps::ensure(&purposes)?;
+        use Purpose::{Compare, Net, Pods, Share, Trace, Vm};
+        deps::ensure(&[Vm, Share, Net, Trace, Pods, Compare])?;
         testpmd = Some(peers::ensure()?);
         guest::ensure(false)?;
         oci_image::ensure()?;

@@ -15,7 +15,7 @@
 
 pub mod dpdk_guest;
 pub mod ideal;
-mod ovs;
+pub(crate) mod ovs;
 pub(crate) mod program;
 mod slipwayd;
 mod testpmd;

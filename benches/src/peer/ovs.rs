@@ -22,7 +22,8 @@ const SCHEMA: &str = "/usr/share/openvswitch/vswitch.ovsschema";
 pub const PROGRAMS: &[&str] = &[DAEMON, SCHEMA, "ovsdb-tool", "ovsdb-server", "ovs-vsctl"];
 /// Hugepages that DPDK takes at its start, in MiB.
 const MEMORY_MIB: u32 = 512;
-const BRIDGE: &str = "br0";
+/// The bridge.
+pub(crate) const BRIDGE: &str = "br0";
 
 /// What tells OVS where a frame goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,28 +34,35 @@ pub enum Actions {
     Explicit,
 }
 
-/// An OVS with its ports.
-pub struct Ovs {
+/// An OVS of our own, without ports.
+pub(crate) struct Private {
     // Ended in this order.
     daemon: Service,
     database: Service,
     dir: PathBuf,
-    listeners: Vec<GuestListener>,
 }
 
-impl Ovs {
-    /// Starts it, and makes the ports.
-    pub fn start(setup: &Setup, place: &Place, actions: Actions) -> Result<Self> {
-        let dir = &place.dir;
+impl Private {
+    /// Starts it with `options` of other_config, its things in `dir`, its threads on `cores` until they
+    /// pin themselves.
+    ///
+    /// Bridges are network devices, too: unless `shares_network`, OVS is in a network namespace of its
+    /// own, where nobody else sees them, and nobody talks to them.
+    pub(crate) fn start(
+        dir: &Path,
+        cores: &[usize],
+        options: &[String],
+        shares_network: bool,
+    ) -> Result<Self> {
         output(command("ovsdb-tool", dir).arg("create").arg(dir.join("conf.db")).arg(SCHEMA))?;
-        let env = FOLDERS.map(|name| (name, dir.as_path()));
+        let env = FOLDERS.map(|name| (name, dir));
         let start = |name, program: &str, args: Vec<OsString>| {
-            // Bridges are network devices, too: in a network namespace of their own nobody else
-            // sees them, and nobody talks to them.
             let words = ["--net".into(), find(program).unwrap_or_else(|| program.into()).into()];
-            let args = words.into_iter().chain(args).collect();
-            let unshare = find("unshare").context("unshare, of util-linux, is not there")?;
-            Service::start(name, &unshare, args, &env, &[place.generator], None)
+            let words = words.into_iter().skip(usize::from(shares_network));
+            let args = words.chain(args).collect();
+            let wrapper = if shares_network { "env" } else { "unshare" };
+            let wrapper = find(wrapper).with_context(|| format!("{wrapper} is not there"))?;
+            Service::start(name, &wrapper, args, &env, cores, None)
         };
         let socket_of_db = dir.join("db.sock");
         let database = start(
@@ -70,19 +78,13 @@ impl Ovs {
         database.wait_until(|| socket_of_db.exists())?;
         // Nobody applies it yet.
         vsctl(dir, &["--no-wait", "init"])?;
-        let options = [
-            "dpdk-init=true".to_owned(),
-            format!("dpdk-socket-mem={MEMORY_MIB}"),
-            format!("dpdk-lcore-mask={:#x}", 1_u64 << place.generator),
-            format!("pmd-cpu-mask={:#x}", 1_u64 << place.core),
-            format!("userspace-tso-enable={}", setup.tso),
-            "dpdk-extra=\"--no-pci --in-memory\"".to_owned(),
-        ];
-        let options = options.map(|option| format!("other_config:{option}"));
-        let mut set = vec!["--no-wait", "set", "Open_vSwitch", "."];
-        set.extend(options.iter().map(String::as_str));
-        vsctl(dir, &set)?;
-
+        if !options.is_empty() {
+            let options = options.iter().map(|option| format!("other_config:{option}"));
+            let options: Vec<_> = options.collect();
+            let mut set = vec!["--no-wait", "set", "Open_vSwitch", "."];
+            set.extend(options.iter().map(String::as_str));
+            vsctl(dir, &set)?;
+        }
         let daemon = start(
             "ovs-vswitchd",
             DAEMON,
@@ -92,17 +94,65 @@ impl Ovs {
                 "--no-chdir".into(),
             ],
         )?;
-        let mut ovs = Self { daemon, database, dir: dir.clone(), listeners: Vec::new() };
-        ovs.daemon.wait_until(|| control(dir).exists())?;
+        daemon.wait_until(|| control(dir).exists())?;
+        Ok(Self { daemon, database, dir: dir.to_owned() })
+    }
+
+    /// Its processes.
+    pub(crate) fn pids(&self) -> [u32; 2] {
+        [self.daemon.pid(), self.database.pid()]
+    }
+
+    /// Its folder.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Ends it in order.
+    pub(crate) fn stop(self) -> Result<()> {
+        self.daemon.stop()?;
+        self.database.stop()
+    }
+}
+
+/// Options for DPDK, polling on `core`, all else on `generator`.
+pub(crate) fn dpdk_options(generator: usize, core: usize, has_tso: bool) -> Vec<String> {
+    vec![
+        "dpdk-init=true".to_owned(),
+        format!("dpdk-socket-mem={MEMORY_MIB}"),
+        format!("dpdk-lcore-mask={:#x}", 1_u64 << generator),
+        format!("pmd-cpu-mask={:#x}", 1_u64 << core),
+        format!("userspace-tso-enable={has_tso}"),
+        "dpdk-extra=\"--no-pci --in-memory\"".to_owned(),
+    ]
+}
+
+/// Adds a bridge of the userspace datapath.
+pub(crate) fn add_bridge(dir: &Path) -> Result<()> {
+    let type_of_bridge = ["--", "set", "bridge", BRIDGE, "datapath_type=netdev"];
+    vsctl(dir, &[["add-br", BRIDGE].as_slice(), &type_of_bridge].concat()).map(drop)
+}
+
+/// An OVS with its ports.
+pub struct Ovs {
+    ovs: Private,
+    listeners: Vec<GuestListener>,
+}
+
+impl Ovs {
+    /// Starts it, and makes the ports.
+    pub fn start(setup: &Setup, place: &Place, actions: Actions) -> Result<Self> {
+        let options = dpdk_options(place.generator, place.core, setup.tso);
+        let ovs = Private::start(&place.dir, &[place.generator], &options, false)?;
+        let mut ovs = Self { ovs, listeners: Vec::new() };
         ovs.add_ports(setup, actions)
-            .with_context(|| format!("OVS says:\n{}", ovs.daemon.tail()))?;
+            .with_context(|| format!("OVS says:\n{}", ovs.ovs.daemon.tail()))?;
         Ok(ovs)
     }
 
     fn add_ports(&mut self, setup: &Setup, actions: Actions) -> Result<()> {
-        let dir = self.dir.clone();
-        let type_of_bridge = ["--", "set", "bridge", BRIDGE, "datapath_type=netdev"];
-        vsctl(&dir, &[["add-br", BRIDGE].as_slice(), &type_of_bridge].concat())?;
+        let dir = self.ovs.dir.clone();
+        add_bridge(&dir)?;
         // All in one transaction, which is what OVS is quickest at.
         let mut words = Vec::new();
         for port in 0..setup.ports {
@@ -146,7 +196,8 @@ fn command(program: &str, dir: &Path) -> Command {
     command
 }
 
-fn vsctl(dir: &Path, words: &[&str]) -> Result<String> {
+/// Runs ovs-vsctl, which returns when OVS has done it.
+pub(crate) fn vsctl(dir: &Path, words: &[&str]) -> Result<String> {
     interrupt::check()?;
     let database = format!("--db=unix:{}", dir.join("db.sock").display());
     let timeout = format!("--timeout={}", LIMIT.as_secs());
@@ -156,27 +207,26 @@ fn vsctl(dir: &Path, words: &[&str]) -> Result<String> {
 impl Peer for Ovs {
     fn guest(&mut self, port: usize, config: GuestConfig) -> Result<Guest> {
         let guest = self.listeners[port].accept(config, LIMIT);
-        guest.with_context(|| format!("OVS says:\n{}", self.daemon.tail()))
+        guest.with_context(|| format!("OVS says:\n{}", self.ovs.daemon.tail()))
     }
 
     fn socket(&self, port: usize) -> (PathBuf, Listener) {
-        (socket(&self.dir, port), Listener::Guest)
+        (socket(&self.ovs.dir, port), Listener::Guest)
     }
 
     fn work(&mut self) -> Result<Work> {
-        let mut command = command("ovs-appctl", &self.dir);
-        command.arg("-t").arg(control(&self.dir)).arg("dpif-netdev/pmd-stats-show");
+        let mut command = command("ovs-appctl", &self.ovs.dir);
+        command.arg("-t").arg(control(&self.ovs.dir)).arg("dpif-netdev/pmd-stats-show");
         let shown = output(&mut command)?;
         work_of(&shown).with_context(|| format!("OVS shows no work of a PMD thread:\n{shown}"))
     }
 
     fn pid(&self) -> u32 {
-        self.daemon.pid()
+        self.ovs.daemon.pid()
     }
 
     fn stop(self: Box<Self>) -> Result<()> {
-        self.daemon.stop()?;
-        self.database.stop()
+        self.ovs.stop()
     }
 }
 

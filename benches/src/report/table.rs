@@ -184,7 +184,7 @@ fn heads() -> [String; 2] {
 }
 
 /// Rows as a table, the first one as its head.
-pub(super) fn markdown(rows: &[Vec<String>]) -> String {
+pub(crate) fn markdown(rows: &[Vec<String>]) -> String {
     let columns = rows[0].len();
     let width =
         |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);

@@ -1,0 +1,136 @@
+//! Compares ways to connect pods: see [`benches::compare`].
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::{env, fs};
+
+use anyhow::{Context as _, Result, ensure};
+use benches::compare::apart::Apart;
+use benches::compare::arms::{ArmKind, Programs};
+use benches::compare::report::{self, diff, table};
+use benches::compare::run;
+use benches::compare::samples::{Parameters, Samples};
+use benches::interrupt;
+use clap::{Parser, ValueEnum};
+
+/// Pods at once.
+const PODS: [usize; 3] = [50, 200, 400];
+const ROUNDS: u16 = 5;
+const QUICK_ROUNDS: u16 = 3;
+/// Threads that set pods up. More would only wait: for cores, or for each other in the kernel.
+const PARALLEL: u16 = 32;
+/// Any number would do; the same one gives the same intervals.
+const SEED: u64 = 1979;
+
+/// Compares ways to connect pods on this machine: same rounds, a host of their own.
+#[derive(Debug, Parser)]
+#[command(name = "bench-compare")]
+struct Arguments {
+    /// Fewer rounds, and 50 pods at once at most
+    #[arg(long)]
+    quick: bool,
+    /// Which figures
+    #[arg(long, value_delimiter = ',', value_enum, default_value = "startup")]
+    figures: Vec<Figures>,
+    /// Only these arms
+    #[arg(long, value_delimiter = ',', value_enum)]
+    arms: Vec<ArmKind>,
+    /// Rounds that count [default: 5, or 3 with --quick]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    rounds: Option<u16>,
+    /// Pods at once, a burst for each number [default: 50,200,400, or 50 with --quick]
+    #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pods: Vec<u16>,
+    /// Threads that set pods up
+    #[arg(long, default_value_t = PARALLEL, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    parallel: u16,
+    /// Draw the report of a samples.json anew, without measuring
+    #[arg(long, value_name = "FILE", conflicts_with = "diff")]
+    replay: Option<PathBuf>,
+    /// Hold two samples.json against each other, without measuring
+    #[arg(long, num_args = 2, value_names = ["FIRST", "SECOND"])]
+    diff: Vec<PathBuf>,
+    /// The slipwayd to measure [default: the one beside this program]
+    #[arg(long)]
+    slipwayd: Option<PathBuf>,
+    /// Its plugin [default: the one beside this program]
+    #[arg(long)]
+    slipway_cni: Option<PathBuf>,
+    /// Where the folder of results goes [default: benches/results]
+    #[arg(long)]
+    out: Option<PathBuf>,
+}
+
+/// A group of figures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Figures {
+    /// Many pods set up at once
+    Startup,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    interrupt::guard(|| run(arguments))
+}
+
+fn run(arguments: Arguments) -> Result<()> {
+    if let [first, second] = arguments.diff.as_slice() {
+        println!("{}", diff::table(&Samples::read(first)?, &Samples::read(second)?));
+        return Ok(());
+    }
+    if let Some(file) = &arguments.replay {
+        let samples = Samples::read(file)?;
+        let beside = file.parent().unwrap_or(Path::new("."));
+        let out = arguments.out.as_deref().unwrap_or(beside);
+        println!("{}", table::all(&samples));
+        report::draw(&samples, out)?;
+        println!("Drawn anew in {}", out.display());
+        return Ok(());
+    }
+    let beside = |name: &str| -> Result<PathBuf> {
+        Ok(env::current_exe().context("Failed to find this program")?.with_file_name(name))
+    };
+    let program = |given: Option<PathBuf>, name: &str| -> Result<PathBuf> {
+        let path = given.map_or_else(|| beside(name), Ok)?;
+        ensure!(path.exists(), "There is no {}; name it with --{name}", path.display());
+        // Nothing is where it was for a program that is started in a folder of its own.
+        fs::canonicalize(&path).with_context(|| format!("Failed to resolve {}", path.display()))
+    };
+    let programs = Programs {
+        slipwayd: program(arguments.slipwayd, "slipwayd")?,
+        slipway_cni: program(arguments.slipway_cni, "slipway-cni")?,
+    };
+    let default = Path::new(env!("CARGO_MANIFEST_DIR")).join("results");
+    let out = arguments.out.unwrap_or(default);
+    let mut arms = match arguments.arms.as_slice() {
+        [] => ArmKind::value_variants().to_vec(),
+        some => some.to_vec(),
+    };
+    // Ours first, and each once.
+    arms.sort_unstable();
+    arms.dedup();
+    let mut pods: Vec<usize> = arguments.pods.iter().map(|pods| usize::from(*pods)).collect();
+    if pods.is_empty() {
+        pods = if arguments.quick { vec![PODS[0]] } else { PODS.to_vec() };
+    }
+    let rounds = arguments.rounds.unwrap_or(if arguments.quick { QUICK_ROUNDS } else { ROUNDS });
+    let parameters = Parameters {
+        arms,
+        pods,
+        rounds: rounds.into(),
+        parallel: arguments.parallel.into(),
+        seed: SEED,
+    };
+    let host = Apart::enter()?;
+    let samples = run::run(&host, parameters, &programs)?;
+    let out = out.join(format!("compare-{}", samples.machine.unix_ms));
+    // What was measured first: a report can be drawn again.
+    report::store(&samples, &out)?;
+    report::draw(&samples, &out)?;
+    println!("{}", table::all(&samples));
+    println!("Stored {}", out.display());
+    // What others fail at is a finding; that we do, or that something could not be measured, is not.
+    let failures = samples.failures_of(ArmKind::Slipway) + samples.failures.len();
+    ensure!(failures == 0, "{failures} failures; {}/report.html names them", out.display());
+    Ok(())
+}

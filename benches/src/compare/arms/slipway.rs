@@ -1,0 +1,91 @@
+//! Ours: the plugin that containerd would call, the switch as it comes, and a stub of a VMM.
+//!
+//! The stub is the guest of our tests: as VMMs do, it listens on the socket that the plugin's answer
+//! names; the switch connects, and it negotiates, shares memory, starts its rings, and stays. It is part
+//! of this process, so its time is charged to this arm.
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result, ensure};
+use dataplane::testing::{GuestConfig, GuestListener};
+use serde_json::{Value, json};
+use slipway_api::LinkState;
+use slipway_api::client::Client;
+use tempfile::TempDir;
+
+use super::cni::call;
+use super::{Arm, Held, Programs};
+use crate::compare::apart::Apart;
+use crate::compare::pod::Pod;
+use crate::peer::program::{LIMIT, Service};
+use crate::rig::cores;
+
+/// A running switch.
+pub struct Slipway {
+    service: Service,
+    client: Client,
+    plugin: PathBuf,
+    config: Value,
+    /// Held until the switch has ended.
+    _folder: TempDir,
+}
+
+impl Slipway {
+    /// Starts it with its preset configuration, polling on the last core.
+    pub fn start(host: &Apart, programs: &Programs) -> Result<Self> {
+        let folder = host.folder("slipwayd")?;
+        let (first, last) = cores()?;
+        let args = vec![
+            // As it comes, whatever this machine's own is set to.
+            "--config".into(),
+            "/dev/null".into(),
+            "--cores".into(),
+            last.to_string().into(),
+            "--run-dir".into(),
+            folder.path().into(),
+        ];
+        let cores: Vec<_> = (first..=last).collect();
+        let service = Service::start("slipwayd", &programs.slipwayd, args, &[], &cores, None)?;
+        let socket = folder.path().join("slipwayd.sock");
+        let client = Client::new(&socket).with_timeout(LIMIT);
+        service.wait_until(|| service.runtime().block_on(client.health()).is_ok())?;
+        let config = json!({
+            "cniVersion": "1.1.0", "name": "compare", "type": "slipway-cni", "socket": socket,
+        });
+        Ok(Self { service, client, plugin: programs.slipway_cni.clone(), config, _folder: folder })
+    }
+}
+
+impl Arm for Slipway {
+    fn add(&self, pod: &Pod) -> Result<Option<PathBuf>> {
+        let answer = call(&self.plugin, "ADD", pod, &self.config)?;
+        let socket = answer["interfaces"][0]["socketPath"].as_str();
+        Ok(Some(socket.with_context(|| format!("slipway-cni named no socket: {answer}"))?.into()))
+    }
+
+    fn attach(&self, _pod: &Pod, socket: Option<PathBuf>) -> Result<Held> {
+        let socket = socket.context("There is no socket to listen on")?;
+        let listener = GuestListener::bind(&socket)?;
+        let guest = listener.accept(GuestConfig::default(), LIMIT);
+        Ok(Held::Guest(Box::new(guest.context("slipwayd does not connect")?)))
+    }
+
+    fn remove(&self, pod: &Pod) -> Result<()> {
+        call(&self.plugin, "DEL", pod, &self.config).map(drop)
+    }
+
+    fn check(&self, pods: usize) -> Result<()> {
+        let ports = self.service.runtime().block_on(self.client.list_ports())?.ports;
+        let up = ports.iter().filter(|port| port.link == LinkState::Up).count();
+        ensure!(up >= pods, "slipwayd has {up} ports that are up, not {pods}");
+        Ok(())
+    }
+
+    fn daemons(&self) -> Vec<u32> {
+        vec![self.service.pid()]
+    }
+
+    fn stop(self: Box<Self>) -> Result<()> {
+        self.service.stop()
+    }
+}

@@ -1,0 +1,172 @@
+//! The rounds of a comparison.
+//!
+//! ```text
+//!  warm-up     fewest pods:  a  b  c  d              thrown away
+//!  50 pods     round 1:      a  b  d  c              each: prepare the host, burst, take down,
+//!              round 2:      b  c  a  d              look whether something is left
+//!  200 pods    ...
+//!  counting    fewest pods:  a  b  c  d              with tracers, not timed
+//! ```
+//! Each round has another order ([`crate::order`]).
+
+use anyhow::{Context as _, Result};
+use dataplane::clock;
+
+use super::apart::Apart;
+use super::arms::{ArmKind, Programs};
+use super::burst::{self, Burst};
+use super::count::{Count, Tracer};
+use super::samples::{FORMAT, Parameters, Sample, Samples};
+use crate::belongings::Belongings;
+use crate::machine::Machine;
+use crate::order::order;
+use crate::{interrupt, runner};
+
+/// Measures.
+///
+/// # Errors
+/// We are not root, the kernel does not tell what is to be measured, or someone wants us to end.
+pub fn run(host: &Apart, parameters: Parameters, programs: &Programs) -> Result<Samples> {
+    let mut present = Vec::new();
+    let mut absent = Vec::new();
+    for &arm in &parameters.arms {
+        match arm.absence()? {
+            None => present.push(arm),
+            Some(reason) => {
+                eprintln!("{}: {reason}", arm.name());
+                absent.push((arm, reason));
+            }
+        }
+    }
+    let pages = present.iter().map(|arm| arm.hugepages()).max().unwrap_or(0);
+    // Also the folder that ends with us, for those that need pages.
+    let _belongings = if pages > 0 { Some(Belongings::take(pages)?) } else { None };
+    let fewest = parameters.pods.iter().copied().min().context("There is nothing to measure")?;
+    let sizes: usize = parameters.pods.iter().sum();
+    // In pods, as a burst takes about as long as it has pods.
+    let all = present.len() * (2 * fewest + parameters.rounds * sizes);
+    let mut progress = Progress { all, done: 0, begin: clock::ticks() };
+    let (mut bursts, mut failures) = (Vec::new(), Vec::new());
+    let parallel = parameters.parallel;
+    let mut fail = |what: String| {
+        eprintln!("FAILED: {what}");
+        failures.push(what);
+    };
+    let mut working = Vec::new();
+    for arm in present {
+        progress.step(&format!("warm-up: {}, {fewest} pods", arm.name()), fewest);
+        match one(host, arm, programs, fewest, parallel) {
+            Ok(_) => working.push(arm),
+            Err(error) => {
+                interrupt::check()?;
+                fail(format!("{error:#}"));
+                absent.push((arm, format!("does not work here: {error:#}")));
+            }
+        }
+    }
+    let present = working;
+    for (index, &pods) in parameters.pods.iter().enumerate() {
+        for round in 0..parameters.rounds {
+            for (place, at) in order(present.len(), round + index).into_iter().enumerate() {
+                let arm = present[at];
+                let name = arm.name();
+                progress.step(&format!("round {}: {name}, {pods} pods", round + 1), pods);
+                match one(host, arm, programs, pods, parallel) {
+                    Ok(burst) => {
+                        if let Some(first) = burst.failures.first() {
+                            eprintln!("FAILED: {} of {name}: {first}", burst.failures.len());
+                        }
+                        bursts.push(Sample { arm, round, place, burst });
+                    }
+                    Err(error) => {
+                        interrupt::check()?;
+                        fail(format!("{error:#}"));
+                    }
+                }
+            }
+        }
+    }
+    let tracer = Tracer::new(host)?;
+    let mut counts = Vec::new();
+    for &arm in &present {
+        progress.step(&format!("counting: {}, {fewest} pods", arm.name()), fewest);
+        match count(host, &tracer, arm, programs, fewest, parallel) {
+            Ok(count) => counts.push(count),
+            Err(error) => {
+                interrupt::check()?;
+                fail(format!("{} was not counted: {error:#}", arm.name()));
+            }
+        }
+    }
+    Ok(Samples {
+        format: FORMAT,
+        machine: Machine::here(),
+        parameters,
+        absent,
+        failures,
+        bursts,
+        methods: tracer.methods,
+        counts,
+    })
+}
+
+/// One burst on a host that was prepared for it.
+fn one(
+    host: &Apart,
+    kind: ArmKind,
+    programs: &Programs,
+    pods: usize,
+    parallel: usize,
+) -> Result<Burst> {
+    interrupt::check()?;
+    let before = host.devices()?;
+    let arm = kind.start(host, programs);
+    let arm = arm.with_context(|| format!("Failed to prepare {}", kind.name()))?;
+    let outcome = burst::run(host, &*arm, pods, parallel, || Ok(()));
+    let stopped = arm.stop();
+    let mut burst = outcome.with_context(|| format!("{} with {pods} pods", kind.name()))?;
+    if let Err(error) = stopped {
+        burst.failures.push(format!("{error:#}"));
+    }
+    let left: Vec<_> = host.devices()?.difference(&before).cloned().collect();
+    if !left.is_empty() {
+        burst.failures.push(format!("devices are left: {}", left.join(", ")));
+    }
+    Ok(burst)
+}
+
+fn count(
+    host: &Apart,
+    tracer: &Tracer<'_>,
+    kind: ArmKind,
+    programs: &Programs,
+    pods: usize,
+    parallel: usize,
+) -> Result<Count> {
+    let arm = kind.start(host, programs)?;
+    let counted =
+        tracer.count(kind, &*arm, pods, |set_up| burst::run(host, &*arm, pods, parallel, set_up));
+    let stopped = arm.stop();
+    let (count, burst) = counted?;
+    stopped?;
+    let failure = burst.failures.into_iter().next();
+    failure.map_or(Ok(count), |failure| Err(anyhow::Error::msg(failure)))
+}
+
+/// How far we are.
+struct Progress {
+    all: usize,
+    done: usize,
+    begin: u64,
+}
+
+impl Progress {
+    /// Begins a step with so many pods.
+    fn step(&mut self, name: &str, pods: usize) {
+        let passed_s = (clock::ticks() - self.begin) / clock::ticks_per_us() / 1_000_000;
+        let left = runner::seconds_left(passed_s, self.done, self.all);
+        let percent = 100 * self.done / self.all;
+        eprintln!("[{percent:>3} %] {name}{left}");
+        self.done += pods;
+    }
+}

@@ -1,0 +1,102 @@
+//! All that a comparison gave, as it is stored: every report is drawn from this and nothing else.
+
+use std::path::Path;
+use std::{fs, io::BufReader};
+
+use anyhow::{Context as _, Result, ensure};
+use serde::{Deserialize, Serialize};
+
+use super::arms::ArmKind;
+use super::burst::Burst;
+use super::count::{Count, Methods};
+use crate::machine::Machine;
+
+/// Of the file. Another one is refused.
+pub const FORMAT: u32 = 1;
+
+/// A file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Samples {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// What it was measured on.
+    pub machine: Machine,
+    /// How.
+    pub parameters: Parameters,
+    /// Arms that could not be measured, with the reason.
+    pub absent: Vec<(ArmKind, String)>,
+    /// What went wrong beside single pods.
+    pub failures: Vec<String>,
+    /// Start-up: each burst in the order they ran.
+    pub bursts: Vec<Sample>,
+    /// How rtnetlink and RTNL were counted, or why not.
+    pub methods: Methods,
+    /// What was counted.
+    pub counts: Vec<Count>,
+}
+
+/// How it was measured.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Parameters {
+    /// Which arms.
+    pub arms: Vec<ArmKind>,
+    /// Pods at once, a burst for each of these.
+    pub pods: Vec<usize>,
+    /// Rounds that count. One more, with the fewest pods, warms up.
+    pub rounds: usize,
+    /// Threads that set pods up.
+    pub parallel: usize,
+    /// Seed of the bootstrap.
+    pub seed: u64,
+}
+
+/// One burst.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Sample {
+    /// Who.
+    pub arm: ArmKind,
+    /// From 0.
+    pub round: usize,
+    /// Who was before it in this round.
+    pub place: usize,
+    /// What it took.
+    pub burst: Burst,
+}
+
+impl Samples {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// It is not there, or not one of ours.
+    pub fn read(path: &Path) -> Result<Self> {
+        let name = || format!("Failed to read {}", path.display());
+        let file = fs::File::open(path).with_context(name)?;
+        let samples: Self = serde_json::from_reader(BufReader::new(file)).with_context(name)?;
+        let format = samples.format;
+        ensure!(format == FORMAT, "{} has format {format}, not {FORMAT}", path.display());
+        Ok(samples)
+    }
+
+    /// The bursts of an arm with so many pods.
+    pub fn of(&self, arm: ArmKind, pods: usize) -> impl Iterator<Item = &Burst> {
+        let is_it = move |sample: &&Sample| sample.arm == arm && sample.burst.pods == pods;
+        self.bursts.iter().filter(is_it).map(|sample| &sample.burst)
+    }
+
+    /// Arms that were measured, in the order of the tables.
+    pub fn arms(&self) -> Vec<ArmKind> {
+        let is_there = |arm: &&ArmKind| self.bursts.iter().any(|sample| sample.arm == **arm);
+        self.parameters.arms.iter().filter(is_there).copied().collect()
+    }
+
+    /// What went wrong in the bursts of an arm.
+    pub fn failures_of(&self, arm: ArmKind) -> usize {
+        let bursts = self.bursts.iter().filter(|sample| sample.arm == arm);
+        bursts.map(|sample| sample.burst.failures.len()).sum()
+    }
+
+    /// What was counted of an arm.
+    pub fn count(&self, arm: ArmKind) -> Option<&Count> {
+        self.counts.iter().find(|count| count.arm == arm)
+    }
+}
