@@ -34,6 +34,18 @@ fn frame(sequence: u64) -> Vec<u8> {
 }
 
 #[test]
+fn tables_are_looked_at_once_frames_are_taken() {
+    let mut net = two_ports(GuestConfig::default());
+    net.guests[1].rx().post(8);
+    assert_eq!((net.run(0), net.looked_after), (Ok(0), None));
+    // What is published before a frame is sent holds for it: a look before the take may be older.
+    for sequence in 0..3 {
+        net.guests[0].tx().send(&frame(sequence)).unwrap();
+    }
+    assert_eq!((net.run(0), net.looked_after), (Ok(3), Some(3)));
+}
+
+#[test]
 fn receive_ring_that_breaks_in_a_burst_costs_only_the_frames_after_the_fault() {
     let config = GuestConfig::default().ring_size(8).rx_buffers(&[64, 64]).rx_repost(false);
     let mut net = two_ports(config);

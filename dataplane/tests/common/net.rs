@@ -51,6 +51,8 @@ pub struct Net {
     pub pmd: PmdCounters,
     pub worker: Worker,
     pub guests: Vec<LocalGuest>,
+    /// Frames that had been taken from a ring when the last turn looked at the tables; `None`: none did.
+    pub looked_after: Option<u64>,
 }
 
 impl Net {
@@ -73,6 +75,7 @@ impl Net {
             pmd: PmdCounters::default(),
             worker: Worker::new(burst_frames, seed),
             guests: Vec::new(),
+            looked_after: None,
         }
     }
 
@@ -150,7 +153,11 @@ impl Net {
             reports: &self.reports,
             pmd: &self.pmd,
         };
-        let tables = || &self.tables;
+        let looked_after = &mut self.looked_after;
+        let tables = || {
+            *looked_after = Some(tx.counters.received_frames.get());
+            &self.tables
+        };
         self.worker.run(&origin, tables, live, max_bytes).inspect_err(|&fault| {
             slot.break_with(fault);
         })
