@@ -17,7 +17,7 @@ use tokio::process::Command;
 use xtask::rig::{Image, Network, Node, PrivateHost, Slipwayd, Unit, slipway_programs};
 
 /// What is installed below the prefix, and its permissions.
-const OF_PREFIX: [(&str, u32); 23] = [
+const OF_PREFIX: [(&str, u32); 24] = [
     ("bin/containerd-shim-slipway-v2", 0o755),
     ("bin/slipwayctl", 0o755),
     ("bin/slipwayd", 0o755),
