@@ -119,7 +119,8 @@ fn every_arm_sets_its_pods_up_and_nothing_is_left() {
     let mut ready = 0;
     for sample in bursts {
         let (arm, burst) = (&sample["arm"], &sample["burst"]);
-        let [times, failures] = ["times", "failures"].map(|key| burst[key].as_array().unwrap().len());
+        let [times, failures] =
+            ["times", "failures"].map(|key| burst[key].as_array().unwrap().len());
         // What Open vSwitch fails at on a busy machine is a finding, and not ours.
         let may_fail = arm.as_str().unwrap().starts_with("ovs");
         assert!(times + failures >= PODS, "{arm}: {burst}");

@@ -444,7 +444,9 @@ fn every_frame_meets_the_fate_that_the_model_says() {
     // The simulation went everywhere.
     assert!(forwarded > 5_000 && delivered > forwarded, "{forwarded}, {delivered}");
     for (reason, n) in DropReason::ALL.into_iter().zip(fates) {
-        assert!(n > 0, "no frame was dropped as {}", reason.name());
+        // No port of it is a tap: tests/netns.rs.
+        let is_of_taps = matches!(reason, DropReason::TapFull | DropReason::TapRefused);
+        assert!(n > 0 || is_of_taps, "no frame was dropped as {}", reason.name());
     }
 }
 

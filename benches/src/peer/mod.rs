@@ -183,7 +183,8 @@ impl Work {
 
     /// Share of its time from `before` on that it looked for frames in vain, if it ran at all.
     pub fn idle_share_since(&self, before: &Self) -> Option<f64> {
-        let idle = self.idle_ticks - before.idle_ticks;
+        // testpmd's is what its work leaves of the time until it was asked, which may shrink a little.
+        let idle = self.idle_ticks.saturating_sub(before.idle_ticks);
         let all = idle + (self.busy_ticks - before.busy_ticks);
         (all > 0).then(|| idle as f64 / all as f64)
     }
