@@ -146,6 +146,8 @@ pub struct Results {
     pub turns: Vec<Turn>,
     /// What the hypervisor took.
     pub steal: Steal,
+    /// What switches that are not ours failed at, in words.
+    pub failures_of_others: Vec<String>,
     /// Nanoseconds of a cache line from core to core and back at which windows count; `None`: at any.
     pub usual_ns: Option<f64>,
     cells: BTreeMap<Key, Cell>,

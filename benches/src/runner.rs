@@ -71,7 +71,7 @@ pub struct Options {
 pub struct Outcome {
     /// The numbers.
     pub results: Results,
-    /// What went wrong, in words.
+    /// What went wrong with what is ours, in words.
     pub failures: Vec<String>,
 }
 
@@ -150,7 +150,10 @@ pub fn run(options: &Options) -> Result<Outcome> {
                     Err(error) => {
                         let failure = format!("{} with {setup}: {error:#}", kind.name());
                         eprintln!("FAILED: {failure}");
-                        failures.push(failure);
+                        match kind.is_ours() {
+                            true => failures.push(failure),
+                            false => results.failures_of_others.push(failure),
+                        }
                         for scenario in scenarios {
                             results.refuse((scenario.name, kind), "failed");
                         }

@@ -70,6 +70,11 @@ impl PeerKind {
         }
     }
 
+    /// Whether it is for us to mend what it fails at. What another switch fails at is a finding.
+    pub const fn is_ours(self) -> bool {
+        matches!(self, Self::Slipwayd | Self::Ideal)
+    }
+
     /// Why this switch cannot be set up so, if it cannot.
     pub fn refusal(self, setup: &Setup) -> Option<&'static str> {
         match self {

@@ -51,6 +51,7 @@ pub fn document(
         "usual_core_round_trip_ns": results.usual_ns,
         "turns": results.turns,
         "steal": results.steal,
+        "failures_of_others": results.failures_of_others,
         "scenarios": rows,
         "targets": targets,
         "system_calls": calls,

@@ -35,6 +35,13 @@ pub fn all(results: &Results) -> String {
             text.push('\n');
         }
     }
+    if !results.failures_of_others.is_empty() {
+        text += "What other switches failed at: their columns end there\n\n";
+        for failure in &results.failures_of_others {
+            let _ = writeln!(text, "  {failure}");
+        }
+        text.push('\n');
+    }
     if are_compared {
         let _ = write!(text, "Targets (and what is hoped for)\n\n{}\n", of_targets(results));
     }
@@ -242,6 +249,14 @@ mod tests {
         let text = system_calls(&calls, &results(1.0, 1.0));
         assert!(text.contains("epoll_wait 4000, in 0.10 s"), "{text}");
         assert!(text.contains("at most 4000 per million frames at 10.00 Mpps"), "{text}");
+    }
+
+    #[test]
+    fn what_another_switch_failed_at_is_told() {
+        let mut results = results(1.0, 1.0);
+        assert!(!all(&results).contains("failed at"));
+        results.failures_of_others.push("ovs with 400 ports: nothing arrives".to_owned());
+        assert!(all(&results).contains("columns end there\n\n  ovs with 400 ports: nothing"));
     }
 
     #[test]

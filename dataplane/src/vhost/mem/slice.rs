@@ -260,31 +260,35 @@ impl<'m> GuestSlice<'m> {
 }
 
 /// Copies `n` bytes, without a call if they are a short frame's head or a long one's: 64 to 192, in
-/// pieces of 64 that overlap.
+/// pieces of 64 that overlap, and the shortest frames' in one and a quarter.
 ///
 /// # Safety
 /// Both sides hold `n` bytes and do not overlap.
 #[inline(always)]
 unsafe fn copy_short(from: *const u8, to: *mut u8, n: usize) {
     const PIECE: usize = 64;
+    const QUARTER: usize = PIECE / 4;
     if !(PIECE..=3 * PIECE).contains(&n) {
         // SAFETY: as the caller says.
         unsafe { std::ptr::copy_nonoverlapping(from, to, n) };
         return;
     }
-    let piece = |at: usize| {
-        // SAFETY: `at + PIECE <= n`, and both sides hold `n` bytes.
+    let piece = |at: usize, bytes: usize| {
+        // SAFETY: `at + bytes <= n`, and both sides hold `n` bytes.
         let from = unsafe { from.add(at) };
         // SAFETY: as for `from`.
         let to = unsafe { to.add(at) };
         // SAFETY: as for `from`; the caller says that the sides do not overlap.
-        unsafe { std::ptr::copy_nonoverlapping(from, to, PIECE) };
+        unsafe { std::ptr::copy_nonoverlapping(from, to, bytes) };
     };
-    piece(0);
-    if n > 2 * PIECE {
-        piece(PIECE);
+    piece(0, PIECE);
+    if n <= PIECE + QUARTER {
+        return piece(n - QUARTER, QUARTER);
     }
-    piece(n - PIECE);
+    if n > 2 * PIECE {
+        piece(PIECE, PIECE);
+    }
+    piece(n - PIECE, PIECE);
 }
 
 /// Two words that may lie at any address.

@@ -108,3 +108,26 @@ fn atomics_are_refused_where_misaligned_or_outside() {
     assert!(slice.u16_at(u32::MAX).is_none());
     assert!(slice.fetch_16(0).is_none());
 }
+
+#[test]
+fn as_many_bytes_as_there_are_on_either_side_are_copied_and_no_other() {
+    let from: Vec<u8> = (0..300u16).map(|n| (n % 251) as u8 + 1).collect();
+    for n in 0..=260 {
+        let mut guest = from.clone();
+        let mut into = vec![0; 300];
+        let read = GuestSlice::of_private(&mut guest[..n]).read(&mut into);
+        assert_eq!((read, &into[..n], &into[n..]), (n, &from[..n], &[0; 300][n..]), "read {n}");
+
+        let mut guest = vec![0; 300];
+        let written = GuestSlice::of_private(&mut guest[..n]).write(&from);
+        assert_eq!((written, &guest[..n], &guest[n..]), (n, &from[..n], &[0; 300][n..]), "{n}");
+
+        let mut words = [0; 150];
+        let mut guest = from.clone();
+        let count = GuestSlice::of_private(&mut guest[..n]).read_u16s(&mut words);
+        let right = from.chunks_exact(2).map(|pair| u16::from_le_bytes([pair[0], pair[1]]));
+        assert_eq!(count, n / 2);
+        assert!(right.zip(words).take(n / 2).all(|(right, word)| right == word), "words of {n}");
+        assert_eq!(words[n / 2..], [0; 150][n / 2..]);
+    }
+}
