@@ -195,7 +195,7 @@ impl PackedRing {
     /// Hints that the descriptors two cache lines after `at` will be read, once in each line.
     #[inline]
     pub(super) fn prefetch_after(&self, at: Position) {
-        if at.index % IN_A_LINE == 0 {
+        if at.index.is_multiple_of(IN_A_LINE) {
             let index = at.advance((2 * IN_A_LINE).min(self.size), self.size).index;
             self.desc.get().prefetch(16 * u32::from(index));
         }
