@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use benches::compare::apart::Apart;
 use benches::compare::arms::{ArmKind, Programs};
 use benches::compare::figures::Figures;
+use benches::compare::flows::{self, containers::Containers};
 use benches::compare::report::{self, diff, table};
 use benches::compare::run;
 use benches::compare::samples::{Parameters, Samples};
@@ -125,6 +126,8 @@ fn run(arguments: Arguments) -> Result<()> {
     if figures.startup {
         run::run(&host, &mut samples, &programs)?;
     }
+    let containers = Containers::new(programs, arguments.quick);
+    flows::run::run(&host, &mut samples, &containers, &figures.experiments)?;
     let out = out.join(format!("compare-{}", samples.machine.unix_ms));
     // What was measured first: a report can be drawn again.
     report::store(&samples, &out)?;
