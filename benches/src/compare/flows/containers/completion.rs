@@ -110,8 +110,15 @@ fn serve(pair: &Pair<'_>, bytes: u64, shared: &Shared) -> Result<()> {
                 Ok(0) => break,
                 Ok(length) => {
                     left = left.saturating_sub(length as u64);
-                    if left == 0 {
-                        stream.write_all(&[1]).context("Failed to answer")?;
+                    if left == 0
+                        && let Err(error) = stream.write_all(&[1])
+                    {
+                        // The client may have heard first that all is over.
+                        return if shared.is_over() {
+                            Ok(())
+                        } else {
+                            Err(error).context("Failed to answer")
+                        };
                     }
                 }
                 Err(_) if shared.is_over() => return Ok(()),

@@ -50,7 +50,7 @@ pub const QUICK: Windows = Windows {
     window: Duration::from_millis(300),
     each: Duration::from_millis(20),
     flows: 2,
-    limit_us: 10_000_000,
+    limit_us: 20_000_000,
 };
 /// Those of a full run.
 pub const FULL: Windows = Windows {
