@@ -19,7 +19,7 @@
 //! method is called, and when it returns.
 
 mod cni;
-mod kernel;
+pub mod kernel;
 mod ovs;
 mod slipway;
 
@@ -56,6 +56,8 @@ pub enum ArmKind {
     Kata,
     /// veth and filters that redirect to the uplink
     TcRouting,
+    /// A tap below a bridge: for microVMs only
+    TapBridge,
     /// macvlan on the uplink
     Macvlan,
     /// macvtap on the uplink, opened
@@ -92,6 +94,7 @@ impl ArmKind {
             Self::Veth => "veth",
             Self::Kata => "kata",
             Self::TcRouting => "tc-routing",
+            Self::TapBridge => "tap-bridge",
             Self::Macvlan => "macvlan",
             Self::Macvtap => "macvtap",
             Self::Ipvlan => "ipvlan",
@@ -106,7 +109,7 @@ impl ArmKind {
     /// The kind of device that the kernel must have.
     const fn device(self) -> Option<&'static str> {
         match self {
-            Self::Veth | Self::Kata | Self::CniBridge => Some("bridge"),
+            Self::Veth | Self::Kata | Self::TapBridge | Self::CniBridge => Some("bridge"),
             Self::TcRouting | Self::Ovs => Some("veth"),
             Self::Macvlan | Self::CniMacvlan => Some("macvlan"),
             Self::Macvtap => Some("macvtap"),
