@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result};
-use dataplane::testing::{Guest, GuestConfig, GuestListener};
+use dataplane::testing::{Guest, GuestConfig, GuestError, GuestListener};
 
 use super::program::{LIMIT, Service, find, output};
 use super::{Listener, Peer, Place, Setup, Work, number, socket};
@@ -22,6 +22,8 @@ const SCHEMA: &str = "/usr/share/openvswitch/vswitch.ovsschema";
 pub const PROGRAMS: &[&str] = &[DAEMON, SCHEMA, "ovsdb-tool", "ovsdb-server", "ovs-vsctl"];
 /// Hugepages that DPDK takes at its start, in MiB.
 const MEMORY_MIB: u32 = 512;
+/// How often a handshake that it broke off is begun again.
+pub(crate) const RETRIES: usize = 10;
 /// The bridge.
 pub(crate) const BRIDGE: &str = "br0";
 
@@ -206,7 +208,15 @@ pub(crate) fn vsctl(dir: &Path, words: &[&str]) -> Result<String> {
 
 impl Peer for Ovs {
     fn guest(&mut self, port: usize, config: GuestConfig) -> Result<Guest> {
-        let guest = self.listeners[port].accept(config, LIMIT);
+        let listener = &self.listeners[port];
+        let mut guest = listener.accept(config.clone(), LIMIT);
+        // OVS breaks a handshake off once in a while, and connects anew.
+        for _ in 0..RETRIES {
+            if matches!(guest, Ok(_) | Err(GuestError::NoPeer { .. })) {
+                break;
+            }
+            guest = listener.accept(config.clone(), LIMIT);
+        }
         guest.with_context(|| format!("OVS says:\n{}", self.ovs.daemon.tail()))
     }
 

@@ -19,8 +19,8 @@
 //! method is called, and when it returns.
 
 mod cni;
-pub mod kernel;
-mod ovs;
+pub(crate) mod kernel;
+pub(crate) mod ovs;
 mod slipway;
 
 use std::fs::File;
@@ -137,11 +137,22 @@ impl ArmKind {
         }
     }
 
-    /// Why it cannot be measured here, if it cannot. The caller is on our host.
+    /// Why pods cannot be set up so here, if they cannot. The caller is on our host.
     ///
     /// # Errors
     /// The kernel does not tell.
     pub fn absence(self) -> Result<Option<String>> {
+        match self {
+            Self::TapBridge => Ok(Some("for microVM endpoints only".to_owned())),
+            _ => self.lack(),
+        }
+    }
+
+    /// What it needs and this machine has not. The caller is on our host.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn lack(self) -> Result<Option<String>> {
         if let Some(kind) = self.device()
             && !route::has_kind(kind)?
         {

@@ -9,6 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context as _, Result};
 use dataplane::testing::{GuestConfig, GuestError, GuestListener};
+use nix::errno::Errno;
 use tempfile::TempDir;
 
 use super::kernel::{configure, host_end};
@@ -17,15 +18,12 @@ use crate::compare::apart::Apart;
 use crate::compare::pod::{INTERFACE, Pod};
 use crate::compare::route::Route;
 pub use crate::peer::ovs::PROGRAMS;
-use crate::peer::ovs::{BRIDGE, Private, add_bridge, dpdk_options, vsctl};
+use crate::peer::ovs::{BRIDGE, Private, RETRIES, add_bridge, dpdk_options, vsctl};
 use crate::peer::program::LIMIT;
 use crate::rig::cores;
 
 /// What DPDK takes, and some more: of 2 MiB each.
 pub const HUGEPAGES: u64 = 320;
-
-/// How often a handshake that OVS broke off is begun again.
-const RETRIES: usize = 10;
 
 /// A running OVS.
 pub struct Ovs<'a> {
@@ -57,6 +55,22 @@ impl<'a> Ovs<'a> {
     fn listeners(&self) -> MutexGuard<'_, HashMap<usize, GuestListener>> {
         self.listeners.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Ends an OVS that shares our host's network. Its bridge and its datapath are taps that outlive it.
+///
+/// # Errors
+/// It does not end; the kernel refuses.
+pub(crate) fn stop(ovs: Private) -> Result<()> {
+    ovs.stop()?;
+    let route = Route::open()?;
+    for name in [BRIDGE, "ovs-netdev"] {
+        match route.delete(name) {
+            Ok(()) | Err(Errno::ENODEV) => {}
+            Err(error) => return Err(error).with_context(|| format!("Failed to remove {name}")),
+        }
+    }
+    Ok(())
 }
 
 impl Arm for Ovs<'_> {
@@ -105,6 +119,6 @@ impl Arm for Ovs<'_> {
     }
 
     fn stop(self: Box<Self>) -> Result<()> {
-        self.ovs.stop()
+        stop(self.ovs)
     }
 }

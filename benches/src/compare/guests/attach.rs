@@ -25,6 +25,7 @@ use super::vmm::Vmm;
 use crate::compare::apart::{Apart, tap_file};
 use crate::compare::arms::ArmKind;
 use crate::compare::arms::kernel::{UPLINK, make_uplink};
+use crate::compare::arms::ovs;
 use crate::compare::route::{NewLink, Route};
 use crate::host::Process;
 use crate::peer::ovs::{BRIDGE as OVS_BRIDGE, Private, add_bridge, vsctl};
@@ -48,7 +49,7 @@ enum Switch {
     /// Behind sockets; the folder goes last.
     VhostUser(Box<dyn Peer>, TempDir),
     /// Behind taps.
-    Taps(Taps),
+    Taps(Box<Taps>),
 }
 
 impl std::fmt::Debug for Switch {
@@ -139,7 +140,7 @@ impl Taps {
     fn stop(self) -> Result<()> {
         self.vmm.stop()?;
         if let Some((ovs, folder)) = self.ovs {
-            ovs.stop()?;
+            ovs::stop(ovs)?;
             folder.close().context("Failed to remove OVS's folder")?;
         }
         let Some(name) = self.device else { return Ok(()) };
@@ -214,7 +215,7 @@ fn behind_taps(kind: ArmKind, host: &Apart, count: usize) -> Result<(Vec<Machine
     }
     let (vmm, guests) = Vmm::start(core, taps, ovs.is_some())?;
     let machines = guests.into_iter().map(|guest| Machine::Local(Box::new(guest))).collect();
-    Ok((machines, Switch::Taps(Taps { vmm, ovs, device })))
+    Ok((machines, Switch::Taps(Box::new(Taps { vmm, ovs, device }))))
 }
 
 const fn named(name: &str) -> NewLink<'_> {

@@ -17,8 +17,8 @@ use smoltcp::wire::{EthernetAddress, IpCidr};
 use super::nic::{Burst, Nic};
 use crate::rig::mac;
 
-/// Room for what is under way, in bytes: fewer frames than a ring has entries.
-const WINDOW: usize = 128 << 10;
+/// Room for what is under way, in bytes: fewer frames than a ring has entries, so none is lost there.
+const WINDOW: usize = 64 << 10;
 /// Room of the other direction.
 const SMALL: usize = 8 << 10;
 /// Length of the prefix of the network that all guests are in.
