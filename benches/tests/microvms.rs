@@ -12,7 +12,7 @@ use benches::compare::guests::attach::Attached;
 use benches::compare::guests::fleet::{Load, Pair};
 use benches::rig::{Pinned, cores};
 use serde_json::Value;
-use whole::slipwayd;
+use whole::{assert_nothing_is_left, hugepages, slipwayd};
 
 mod whole;
 
@@ -71,6 +71,7 @@ fn guests_exchange_every_byte_as_it_was_sent_whatever_they_are_attached_to() {
 /// Runs a quick comparison of one round and returns what it stored and printed.
 fn compare(arguments: &[&str]) -> (Value, String) {
     let (out, temporary) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let before = hugepages();
     let programs = env::var_os("SLIPWAY_PROGRAMS").map(PathBuf::from);
     let cni = programs.unwrap_or_else(|| bench().parent().unwrap().into()).join("slipway-cni");
     let output = Command::new(bench())
@@ -88,7 +89,7 @@ fn compare(arguments: &[&str]) -> (Value, String) {
     let printed = String::from_utf8_lossy(&output.stdout).into_owned();
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{printed}\n{errors}");
-    assert_eq!(fs::read_dir(temporary.path()).unwrap().count(), 0);
+    assert_nothing_is_left(temporary.path(), &before);
     let folder = fs::read_dir(out.path()).unwrap().next().unwrap().unwrap().path();
     let page = fs::read_to_string(folder.join("report.html")).unwrap();
     assert!(page.contains("microVM endpoints"));

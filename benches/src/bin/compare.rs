@@ -8,9 +8,9 @@ use anyhow::{Context as _, Result, ensure};
 use benches::compare::apart::Apart;
 use benches::compare::arms::{ArmKind, Programs};
 use benches::compare::figures::Figures;
-use benches::compare::flows;
 use benches::compare::flows::experiment::{Endpoints, Experiment};
 use benches::compare::flows::microvms::MicroVms;
+use benches::compare::flows::{self, containers::Containers};
 use benches::compare::report::{self, diff, table};
 use benches::compare::run;
 use benches::compare::samples::{Parameters, Samples};
@@ -128,6 +128,8 @@ fn run(arguments: Arguments) -> Result<()> {
     if figures.startup {
         run::run(&host, &mut samples, &programs)?;
     }
+    let containers = Containers::new(programs.clone(), arguments.quick);
+    flows::run::run(&host, &mut samples, &containers, &figures.experiments)?;
     let is_with_guests = |e: &&Experiment| e.endpoints == Endpoints::Microvm;
     if figures.experiments.iter().any(is_with_guests) {
         let Parameters { arms, quick, .. } = &samples.parameters;

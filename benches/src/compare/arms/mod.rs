@@ -19,9 +19,9 @@
 //! method is called, and when it returns.
 
 mod cni;
-pub(crate) mod kernel;
-pub(crate) mod ovs;
-mod slipway;
+pub(super) mod kernel;
+pub(super) mod ovs;
+pub(super) mod slipway;
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -228,6 +228,14 @@ pub trait Arm: Sync {
     /// Processes whose time is charged to this arm, besides ours and our children's.
     fn daemons(&self) -> Vec<u32> {
         Vec::new()
+    }
+
+    /// Ticks that its polling threads were busy so far; `None`: it has none that tell.
+    ///
+    /// # Errors
+    /// They do not answer.
+    fn polled_busy_ticks(&self) -> Result<Option<u64>> {
+        Ok(None)
     }
 
     /// Takes everything back.
