@@ -6,6 +6,8 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use dataplane::testing::{Guest, GuestConfig, GuestError, GuestListener};
@@ -24,6 +26,8 @@ pub const PROGRAMS: &[&str] = &[DAEMON, SCHEMA, "ovsdb-tool", "ovsdb-server", "o
 const MEMORY_MIB: u32 = 512;
 /// How often a handshake that it broke off is begun again.
 pub(crate) const RETRIES: usize = 10;
+/// What it has before each of them to finish what it is at.
+const PAUSE: Duration = Duration::from_millis(300);
 /// The bridge.
 pub(crate) const BRIDGE: &str = "br0";
 
@@ -210,11 +214,14 @@ impl Peer for Ovs {
     fn guest(&mut self, port: usize, config: GuestConfig) -> Result<Guest> {
         let listener = &self.listeners[port];
         let mut guest = listener.accept(config.clone(), LIMIT);
-        // OVS breaks a handshake off once in a while, and connects anew.
+        // While OVS makes room for the frames of another port it has no memory for this one's rings. It
+        // breaks the handshake off, and connects anew.
         for _ in 0..RETRIES {
             if matches!(guest, Ok(_) | Err(GuestError::NoPeer { .. })) {
                 break;
             }
+            interrupt::check()?;
+            thread::sleep(PAUSE);
             guest = listener.accept(config.clone(), LIMIT);
         }
         guest.with_context(|| format!("OVS says:\n{}", self.ovs.daemon.tail()))
