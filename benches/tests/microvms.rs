@@ -20,7 +20,8 @@ mod whole;
 static ALONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
 
 /// Ours, and what every kernel that runs the tests has.
-const ALWAYS: [ArmKind; 3] = [ArmKind::Slipway, ArmKind::TapBridge, ArmKind::Macvtap];
+const ALWAYS: [ArmKind; 4] =
+    [ArmKind::Slipway, ArmKind::TapBridge, ArmKind::Kata, ArmKind::Macvtap];
 const BYTES: [u64; 4] = [1, 1460, 300_000, 5_000_000];
 const LIMIT_US: u64 = 60_000_000;
 
@@ -109,7 +110,7 @@ fn every_arm_that_is_here_answers_and_every_figure_of_ours_is_told() {
     let (samples, printed) = compare(&["--figures", "vm-round-trips"]);
     let measurements = samples["measurements"].as_array().unwrap();
     let absent = samples["absences"].as_array().unwrap();
-    for arm in ["slipway", "tap-bridge", "macvtap", "ovs", "ovs-dpdk"] {
+    for arm in ["slipway", "tap-bridge", "kata", "macvtap", "ovs", "ovs-dpdk"] {
         let is_always = ALWAYS.iter().any(|always| always.name() == arm);
         if let Some(absence) = absent.iter().find(|absence| absence["arm"] == arm) {
             assert!(!is_always, "{absence}");

@@ -45,6 +45,9 @@ struct Arguments {
     /// Pods at once, a burst for each number [default: 50,200,400, or 50 with --quick]
     #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=1000))]
     pods: Vec<u16>,
+    /// Leave out points of the data plane with more pairs of pods
+    #[arg(long)]
+    pairs: Option<u16>,
     /// Threads that set pods up
     #[arg(long, default_value_t = PARALLEL, value_parser = clap::value_parser!(u16).range(1..=1000))]
     parallel: u16,
@@ -114,10 +117,13 @@ fn run(arguments: Arguments) -> Result<()> {
         pods = if arguments.quick { vec![PODS[0]] } else { PODS.to_vec() };
     }
     let rounds = arguments.rounds.unwrap_or(if arguments.quick { QUICK_ROUNDS } else { ROUNDS });
+    let congestion_control = fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control");
     let parameters = Parameters {
         arms,
         figures: arguments.figures,
         quick: arguments.quick,
+        pairs: arguments.pairs.map(usize::from),
+        congestion_control: congestion_control.unwrap_or_default().trim().to_owned(),
         pods,
         rounds: rounds.into(),
         parallel: arguments.parallel.into(),

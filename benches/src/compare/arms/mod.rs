@@ -190,6 +190,15 @@ pub enum Held {
     Guest(Box<Guest>),
 }
 
+/// What polling threads did so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Polled {
+    /// Ticks in rounds that found frames.
+    pub busy_ticks: u64,
+    /// Frames that they forwarded; one may have many segments.
+    pub frames: u64,
+}
+
 /// A prepared host.
 pub trait Arm: Sync {
     /// Gives `pod` its interface: what a CNI plugin does. Returns the vhost-user socket, if it has one.
@@ -230,11 +239,17 @@ pub trait Arm: Sync {
         Vec::new()
     }
 
-    /// Ticks that its polling threads were busy so far; `None`: it has none that tell.
+    /// The core that a polling thread of its has; pods run on the others, as on a node that is set up
+    /// for it.
+    fn own_core(&self) -> Option<usize> {
+        None
+    }
+
+    /// What its polling threads did so far; `None`: it has none that tell.
     ///
     /// # Errors
     /// They do not answer.
-    fn polled_busy_ticks(&self) -> Result<Option<u64>> {
+    fn polled(&self) -> Result<Option<Polled>> {
         Ok(None)
     }
 

@@ -9,7 +9,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context as _, Result};
 use dataplane::testing::{GuestConfig, GuestError, GuestListener};
-use nix::errno::Errno;
 use tempfile::TempDir;
 
 use super::kernel::{configure, host_end};
@@ -55,22 +54,6 @@ impl<'a> Ovs<'a> {
     fn listeners(&self) -> MutexGuard<'_, HashMap<usize, GuestListener>> {
         self.listeners.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Ends an OVS that shares our host's network. Its bridge and its datapath are taps that outlive it.
-///
-/// # Errors
-/// It does not end; the kernel refuses.
-pub(crate) fn stop(ovs: Private) -> Result<()> {
-    ovs.stop()?;
-    let route = Route::open()?;
-    for name in [BRIDGE, "ovs-netdev"] {
-        match route.delete(name) {
-            Ok(()) | Err(Errno::ENODEV) => {}
-            Err(error) => return Err(error).with_context(|| format!("Failed to remove {name}")),
-        }
-    }
-    Ok(())
 }
 
 impl Arm for Ovs<'_> {
@@ -119,6 +102,8 @@ impl Arm for Ovs<'_> {
     }
 
     fn stop(self: Box<Self>) -> Result<()> {
-        stop(self.ovs)
+        // Its devices are persistent taps, which a daemon that ends leaves behind.
+        let deleted = vsctl(self.ovs.dir(), &["del-br", BRIDGE]);
+        self.ovs.stop().and(deleted.map(drop))
     }
 }

@@ -4,6 +4,7 @@
 //!  slipway, ovs-dpdk    vhost-user socket --- switch
 //!  tap-bridge           VMM --- tap --- bridge
 //!  macvtap              VMM --- macvtap in bridge mode on an uplink
+//!  kata                 VMM --- tap in a pod === eth0 --- veth --- bridge
 //!  ovs                  VMM --- tap --- Open vSwitch's userspace datapath (its main thread, which sleeps)
 //! ```
 
@@ -23,9 +24,9 @@ use super::fleet::Fleet;
 use super::stack::{Machine, Role, Stack};
 use super::vmm::Vmm;
 use crate::compare::apart::{Apart, tap_file};
-use crate::compare::arms::ArmKind;
-use crate::compare::arms::kernel::{UPLINK, make_uplink};
-use crate::compare::arms::ovs;
+use crate::compare::arms::kernel::{Kernel, UPLINK, make_uplink};
+use crate::compare::arms::{Arm as _, ArmKind, Held};
+use crate::compare::pod::{Pod, wait_until_all_are_gone};
 use crate::compare::route::{NewLink, Route};
 use crate::host::Process;
 use crate::peer::ovs::{BRIDGE as OVS_BRIDGE, Private, add_bridge, vsctl};
@@ -39,20 +40,20 @@ const FIRST_INDEX: u32 = 20_000;
 
 /// Guests that are attached, and what they are attached to.
 #[derive(Debug)]
-pub struct Attached {
+pub struct Attached<'a> {
     /// The guests.
     pub fleet: Fleet,
-    switch: Switch,
+    switch: Switch<'a>,
 }
 
-enum Switch {
+enum Switch<'a> {
     /// Behind sockets; the folder goes last.
     VhostUser(Box<dyn Peer>, TempDir),
     /// Behind taps.
-    Taps(Box<Taps>),
+    Taps(Box<Taps<'a>>),
 }
 
-impl std::fmt::Debug for Switch {
+impl std::fmt::Debug for Switch<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::VhostUser(..) => "VhostUser",
@@ -61,22 +62,25 @@ impl std::fmt::Debug for Switch {
     }
 }
 
-/// Ended in this order: taps go with the VMM.
-struct Taps {
-    vmm: Vmm,
+/// Ended in this order, when it is dropped at the latest: taps go with the VMM.
+struct Taps<'a> {
+    host: &'a Apart,
+    vmm: Option<Vmm>,
     ovs: Option<(Private, TempDir)>,
+    pods: Vec<Pod>,
+    kata: Option<Box<Kernel<'a>>>,
     /// Removed at the end.
     device: Option<&'static str>,
 }
 
-impl Attached {
+impl<'a> Attached<'a> {
     /// Makes `pairs` pairs of guests and attaches them. `checks_all`: see [`Fleet::new`].
     ///
     /// # Errors
     /// In the words of whoever refuses.
     pub fn start(
         kind: ArmKind,
-        host: &Apart,
+        host: &'a Apart,
         slipwayd: &Path,
         pairs: usize,
         checks_all: bool,
@@ -85,7 +89,9 @@ impl Attached {
         let (machines, switch) = match kind {
             ArmKind::Slipway => behind_sockets(PeerKind::Slipwayd, host, slipwayd, count)?,
             ArmKind::OvsDpdk => behind_sockets(PeerKind::Ovs, host, slipwayd, count)?,
-            ArmKind::TapBridge | ArmKind::Macvtap | ArmKind::Ovs => behind_taps(kind, host, count)?,
+            ArmKind::TapBridge | ArmKind::Macvtap | ArmKind::Kata | ArmKind::Ovs => {
+                behind_taps(kind, host, count)?
+            }
             _ => bail!("{} has no guests", kind.name()),
         };
         let role = |n: usize| if n.is_multiple_of(2) { Role::Sender } else { Role::Receiver };
@@ -119,14 +125,14 @@ impl Attached {
                 peer.stop()?;
                 folder.close().context("Failed to remove a switch's folder")
             }
-            Switch::Taps(taps) => taps.stop(),
+            Switch::Taps(mut taps) => taps.end(),
         }
     }
 }
 
-impl Taps {
+impl Taps<'_> {
     fn work(&self) -> Result<Work> {
-        let mut work = self.vmm.work()?;
+        let mut work = self.vmm.as_ref().context("There is no VMM")?.work()?;
         if let Some((ovs, _)) = &self.ovs {
             // Its time on that core looked idle to the VMM, which had yielded.
             let [daemon, _] = ovs.pids();
@@ -137,14 +143,41 @@ impl Taps {
         Ok(work)
     }
 
-    fn stop(self) -> Result<()> {
-        self.vmm.stop()?;
-        if let Some((ovs, folder)) = self.ovs {
-            ovs::stop(ovs)?;
+    fn end(&mut self) -> Result<()> {
+        self.vmm.take().map_or(Ok(()), Vmm::stop)?;
+        if let Some((ovs, folder)) = self.ovs.take() {
+            // Its devices are persistent taps, which a daemon that ends leaves behind.
+            let deleted = vsctl(ovs.dir(), &["del-br", OVS_BRIDGE]);
+            ovs.stop().and(deleted.map(drop))?;
             folder.close().context("Failed to remove OVS's folder")?;
         }
-        let Some(name) = self.device else { return Ok(()) };
+        if let Some(kata) = self.kata.take() {
+            self.pods.drain(..).try_for_each(Pod::give_up)?;
+            wait_until_all_are_gone(self.host)?;
+            kata.stop()?;
+        }
+        let Some(name) = self.device.take() else { return Ok(()) };
         Route::open()?.delete(name).with_context(|| format!("Failed to remove {name}"))
+    }
+
+    /// A tap in a new pod, as Kata makes it.
+    fn tap_in_pod(&mut self, n: usize) -> Result<Tap> {
+        let kata = self.kata.as_ref().context("There is no bridge")?;
+        let pod = Pod::create(self.host, n)?;
+        kata.add(&pod)?;
+        let held = kata.attach(&pod, None)?;
+        self.pods.push(pod);
+        match held {
+            Held::Tap(tap) => Ok(tap),
+            other => bail!("There is no tap in pod {n}, but {other:?}"),
+        }
+    }
+}
+
+impl Drop for Taps<'_> {
+    fn drop(&mut self) {
+        // Who wants to know why it failed has called `end`.
+        let _ = self.end();
     }
 }
 
@@ -153,7 +186,7 @@ fn behind_sockets(
     host: &Apart,
     slipwayd: &Path,
     count: usize,
-) -> Result<(Vec<Machine>, Switch)> {
+) -> Result<(Vec<Machine>, Switch<'static>)> {
     let folder = host.folder(kind.name())?;
     let (generator, core) = cores()?;
     let setup = Setup {
@@ -177,45 +210,48 @@ fn behind_sockets(
     Ok((machines, Switch::VhostUser(peer, folder)))
 }
 
-fn behind_taps(kind: ArmKind, host: &Apart, count: usize) -> Result<(Vec<Machine>, Switch)> {
+fn behind_taps(kind: ArmKind, host: &Apart, count: usize) -> Result<(Vec<Machine>, Switch<'_>)> {
     let (_, core) = cores()?;
     let route = Route::open()?;
-    let (mut ovs, mut device) = (None, None);
-    match kind {
+    let (vmm, ovs, kata, device) = (None, None, None, None);
+    let mut all = Box::new(Taps { host, vmm, ovs, pods: Vec::new(), kata, device });
+    let taps: Vec<_> = match kind {
         ArmKind::TapBridge => {
             let bridge = NewLink { kind: "bridge", ..named(BRIDGE) };
             route.add(&bridge).context("Failed to make a bridge")?;
+            all.device = Some(BRIDGE);
             quiet(BRIDGE)?;
             route.up(BRIDGE)?;
-            device = Some(BRIDGE);
+            let index = if_nametoindex(BRIDGE)?;
+            (0..count).map(|n| tap(&route, n, Some(index))).collect::<Result<_>>()?
         }
         ArmKind::Macvtap => {
             make_uplink(&route)?;
+            all.device = Some(UPLINK);
             route.up(UPLINK)?;
-            device = Some(UPLINK);
+            (0..count).map(|n| macvtap(&route, n)).collect::<Result<_>>()?
+        }
+        ArmKind::Kata => {
+            all.kata = Some(Box::new(Kernel::start(kind, host)?));
+            (0..count).map(|n| all.tap_in_pod(n)).collect::<Result<_>>()?
         }
         _ => {
             let folder = host.folder("ovs")?;
-            let switch = Private::start(folder.path(), &[core], &[], true)?;
-            add_bridge(switch.dir())?;
-            ovs = Some((switch, folder));
+            let ovs = Private::start(folder.path(), &[core], &[], true)?;
+            let (ovs, _) = all.ovs.insert((ovs, folder));
+            add_bridge(ovs.dir())?;
+            let taps = (0..count).map(|n| tap(&route, n, None)).collect::<Result<_>>()?;
+            let names: Vec<_> = (0..count).map(name_of).collect();
+            let add = |name| ["--", "add-port", OVS_BRIDGE, name];
+            let words: Vec<_> = names.iter().flat_map(|name| add(name.as_str())).collect();
+            vsctl(ovs.dir(), &words)?;
+            taps
         }
-    }
-    let taps = (0..count).map(|n| match kind {
-        ArmKind::Macvtap => macvtap(&route, n),
-        ArmKind::TapBridge => tap(&route, n, Some(if_nametoindex(BRIDGE)?)),
-        _ => tap(&route, n, None),
-    });
-    let taps = taps.collect::<Result<Vec<_>>>()?;
-    if let Some((ovs, _)) = &ovs {
-        let names: Vec<_> = (0..count).map(name_of).collect();
-        let add = |name| ["--", "add-port", OVS_BRIDGE, name];
-        let words: Vec<_> = names.iter().flat_map(|name| add(name.as_str())).collect();
-        vsctl(ovs.dir(), &words)?;
-    }
-    let (vmm, guests) = Vmm::start(core, taps, ovs.is_some())?;
+    };
+    let (vmm, guests) = Vmm::start(core, taps, all.ovs.is_some())?;
+    all.vmm = Some(vmm);
     let machines = guests.into_iter().map(|guest| Machine::Local(Box::new(guest))).collect();
-    Ok((machines, Switch::Taps(Box::new(Taps { vmm, ovs, device }))))
+    Ok((machines, Switch::Taps(all)))
 }
 
 const fn named(name: &str) -> NewLink<'_> {

@@ -82,7 +82,8 @@ impl Stack {
         let QueuePair { rx, tx } = machine.rings();
         let mut interface = Interface::new(config, &mut Nic::new(rx, tx, &mut burst), now());
         let [_, _, high, low] = number.to_be_bytes();
-        let address = Ipv4Addr::new(10, 88, high, low);
+        // In the upper half: pods that guests are in, and gateways, have the lower.
+        let address = Ipv4Addr::new(10, 88, 0x80 | high, low);
         interface.update_ip_addrs(|addresses| {
             // One of the two that there is room for.
             let _ = addresses.push(IpCidr::new(address.into(), PREFIX));

@@ -15,9 +15,10 @@ use tempfile::TempDir;
 use crate::compare::apart::Apart;
 use crate::compare::arms::kernel::Kernel;
 use crate::compare::arms::slipway::switch;
-use crate::compare::arms::{Arm, ArmKind, Programs};
+use crate::compare::arms::{Arm, ArmKind, Polled, Programs};
 use crate::compare::pod::{INTERFACE, PREFIX, Pod};
 use crate::peer::program::Service;
+use crate::rig::cores;
 
 /// Why an arm is not among them, if it is not.
 pub fn absence(arm: ArmKind) -> Result<Option<String>> {
@@ -45,6 +46,8 @@ pub fn start<'a>(arm: ArmKind, host: &'a Apart, programs: &Programs) -> Result<B
 struct NamespacePorts {
     service: Service,
     client: Client,
+    /// The one that it polls on.
+    core: usize,
     /// Held until the switch has ended.
     _folder: TempDir,
 }
@@ -52,7 +55,7 @@ struct NamespacePorts {
 impl NamespacePorts {
     fn start(host: &Apart, programs: &Programs) -> Result<Self> {
         let (folder, service, client) = switch(host, programs)?;
-        Ok(Self { service, client, _folder: folder })
+        Ok(Self { service, client, core: cores()?.1, _folder: folder })
     }
 }
 
@@ -79,9 +82,16 @@ impl Arm for NamespacePorts {
         vec![self.service.pid()]
     }
 
-    fn polled_busy_ticks(&self) -> Result<Option<u64>> {
+    fn own_core(&self) -> Option<usize> {
+        Some(self.core)
+    }
+
+    fn polled(&self) -> Result<Option<Polled>> {
         let pmds = self.service.runtime().block_on(self.client.pmds())?.pmds;
-        Ok(Some(pmds.iter().map(|pmd| pmd.busy_cycles).sum()))
+        Ok(Some(Polled {
+            busy_ticks: pmds.iter().map(|pmd| pmd.busy_cycles).sum(),
+            frames: pmds.iter().map(|pmd| pmd.frames).sum(),
+        }))
     }
 
     fn stop(self: Box<Self>) -> Result<()> {

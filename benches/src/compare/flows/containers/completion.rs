@@ -119,7 +119,8 @@ fn serve(pair: &Pair<'_>, shared: &Shared) -> Result<()> {
 fn send(pair: &Pair<'_>, flow: &Flow, shared: &Shared) -> Result<Option<(f64, u64)>> {
     let (data, mut left) = ([0x5a; WRITE], flow.bytes);
     let begin = clock::ticks();
-    let mut stream = insist(shared, || TcpStream::connect(pair.server.address(PORT)))?;
+    let connect = || TcpStream::connect(pair.server.address(PORT));
+    let Some(mut stream) = insist(shared, connect)? else { return Ok(None) };
     if flow.first {
         setsockopt(&stream, Priority, &INTERACTIVE).context("Failed to set the priority")?;
     }

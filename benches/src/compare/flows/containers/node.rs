@@ -33,7 +33,10 @@ const WRITE: usize = 64 * 1024;
 #[derive(Debug, Clone, Copy)]
 pub struct Windows {
     warm_up: Duration,
+    /// With no pairs.
     window: Duration,
+    /// More of it for each pair: threads of many take turns on few cores, and each is to have some.
+    each: Duration,
     /// Flows of each client whose completion is measured.
     flows: usize,
     /// For all of them, in microseconds.
@@ -44,6 +47,7 @@ pub struct Windows {
 pub const QUICK: Windows = Windows {
     warm_up: Duration::from_millis(100),
     window: Duration::from_millis(300),
+    each: Duration::from_millis(20),
     flows: 2,
     limit_us: 10_000_000,
 };
@@ -51,6 +55,7 @@ pub const QUICK: Windows = Windows {
 pub const FULL: Windows = Windows {
     warm_up: Duration::from_millis(300),
     window: Duration::from_secs(1),
+    each: Duration::from_millis(40),
     flows: 5,
     limit_us: 60_000_000,
 };
@@ -92,6 +97,10 @@ impl<'a> Pairs<'a> {
         // Its namespace is given up with the others', whatever became of its interface.
         self.pods.push(pod);
         added?;
+        let pod = &self.pods[self.pods.len() - 1];
+        if self.kind == ArmKind::Ovs {
+            tools::fill_checksums(pod)?;
+        }
         let [.., client, server] = self.pods.as_slice() else { return Ok(()) };
         if self.kind == ArmKind::TcRouting && server.index % 2 == 1 {
             // Its filters know addresses of IPv4 alone, so nobody would hear who asks for one.
@@ -116,8 +125,9 @@ impl<'a> Pairs<'a> {
         self.pods.chunks_exact(2).take(pairs).map(pair).collect()
     }
 
-    fn streams(&self, protocol: Protocol, bytes: usize) -> Streams {
-        let Windows { warm_up, window, .. } = self.windows;
+    fn streams(&self, protocol: Protocol, bytes: usize, pairs: usize) -> Streams {
+        let Windows { warm_up, window, each, .. } = self.windows;
+        let window = window + each * pairs as u32;
         Streams { protocol, bytes, each: 1, warm_up, window }
     }
 
@@ -151,7 +161,8 @@ impl<'a> Pairs<'a> {
         self.confine(&[core])?;
         let cores = [core];
         let pairs = self.pairs(pairs, &cores, &cores);
-        let measured = streams::run(&self.streams(Protocol::Tcp, WRITE), &pairs, &*self.arm);
+        let measured = self.streams(Protocol::Tcp, WRITE, pairs.len());
+        let measured = streams::run(&measured, &pairs, &*self.arm);
         let flows = vec![Flow { bytes: MICE, counts: true, first: false }; pairs.len()];
         let completed = completion::run(&pairs, &flows, 1, self.windows.limit_us);
         for (thread, set) in before {
@@ -170,7 +181,9 @@ impl<'a> Pairs<'a> {
         let pods = &self.pods[..2];
         pods.iter().try_for_each(|pod| tools::set_offloads(pod, false))?;
         let reading = act();
-        pods.iter().try_for_each(|pod| tools::set_offloads(pod, true))?;
+        if self.kind != ArmKind::Ovs {
+            pods.iter().try_for_each(|pod| tools::set_offloads(pod, true))?;
+        }
         reading
     }
 }
@@ -180,13 +193,17 @@ impl Node for Pairs<'_> {
         self.grow(point.pairs)?;
         let (first, last) = rig::cores()?;
         let all: Vec<_> = (first..=last).collect();
+        let own = self.arm.own_core();
+        let pods_cores: Vec<_> = all.iter().copied().filter(|core| Some(*core) != own).collect();
         let (first, last) = ([first], [last]);
-        let pairs = self.pairs(point.pairs, &all, &all);
+        let pairs = self.pairs(point.pairs, &pods_cores, &pods_cores);
         let size = || point.x.parse::<usize>().context("The point is no size");
         let tcp = |pairs: &[Pair<'_>]| {
-            streams::run(&self.streams(Protocol::Tcp, WRITE), pairs, &*self.arm)
+            let streams = self.streams(Protocol::Tcp, WRITE, pairs.len());
+            streams::run(&streams, pairs, &*self.arm)
         };
-        let sized = |protocol| streams::run(&self.streams(protocol, size()?), &pairs, &*self.arm);
+        let sized =
+            |protocol| streams::run(&self.streams(protocol, size()?, 1), &pairs, &*self.arm);
         let mouse = Flow { bytes: MICE, counts: true, first: false };
         match experiment.id {
             "throughput" => tcp(&pairs),
@@ -202,7 +219,7 @@ impl Node for Pairs<'_> {
             }
             "round-trips" => {
                 let (client, server) = (&self.pods[0], &self.pods[1]);
-                tools::round_trips(client, server, point.x == "TCP", &all)
+                tools::round_trips(client, server, point.x == "TCP", &pods_cores)
             }
             "messages-tcp" => sized(Protocol::Tcp),
             "messages-udp" => sized(Protocol::Udp),
@@ -212,17 +229,17 @@ impl Node for Pairs<'_> {
                 "both on the first" => tcp(&self.pairs(1, &first, &first)),
                 "first and last" => tcp(&self.pairs(1, &first, &last)),
                 "both on the last" => tcp(&self.pairs(1, &last, &last)),
-                _ => tcp(&pairs),
+                _ => tcp(&self.pairs(1, &all, &all)),
             },
             "ratio" => self.on_one_core(first[0], point.pairs),
             "flows" => {
-                let streams = Streams { each: size()?, ..self.streams(Protocol::Tcp, WRITE) };
+                let streams = Streams { each: size()?, ..self.streams(Protocol::Tcp, WRITE, 1) };
                 streams::run(&streams, &pairs, &*self.arm)
             }
             "iperf3" => {
                 let pods: Vec<_> =
                     pairs.iter().map(|pair| (pair.client.pod, pair.server.pod)).collect();
-                tools::iperf3(&pods, &all)
+                tools::iperf3(&pods, &pods_cores)
             }
             id => bail!("{id} is no figure of containers"),
         }
@@ -232,9 +249,8 @@ impl Node for Pairs<'_> {
         let Self { host, arm, pods, .. } = *self;
         // Interfaces go with their namespaces, ports with the daemon: pods are not removed one by one.
         let given_up = pods.into_iter().map(Pod::give_up).fold(Ok(()), Result::and);
-        let stopped = arm.stop();
-        pod::wait_until_all_are_gone(host)?;
-        given_up.and(stopped)
+        let gone = pod::wait_until_all_are_gone(host);
+        arm.stop().and(gone).and(given_up)
     }
 }
 

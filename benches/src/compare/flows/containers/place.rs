@@ -130,15 +130,20 @@ impl Shared {
     }
 }
 
-/// Tries again what a server that is not there yet refuses.
-pub fn insist<T>(shared: &Shared, mut connect: impl FnMut() -> std::io::Result<T>) -> Result<T> {
+/// Tries again what a server that is not there yet refuses. `None`: all is over before it is there, or when
+/// it is there no more.
+pub fn insist<T>(
+    shared: &Shared,
+    mut connect: impl FnMut() -> std::io::Result<T>,
+) -> Result<Option<T>> {
     loop {
         match connect() {
+            Ok(connection) => return Ok(Some(connection)),
+            Err(_) if shared.is_over() => return Ok(None),
             Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
-                ensure!(!shared.is_over(), "Nobody listens");
                 thread::sleep(LOOK);
             }
-            outcome => return outcome.context("Failed to connect"),
+            Err(error) => return Err(error).context("Failed to connect"),
         }
     }
 }
@@ -152,6 +157,23 @@ pub fn is_late(error: &std::io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_server_that_is_not_there_yet_is_asked_again_until_all_is_over() {
+        let (shared, mut asked) = (Shared::default(), 0);
+        let mut ask = |until: i32| {
+            insist(&shared, || {
+                asked += 1;
+                let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+                if asked < until { Err(refused) } else { Ok(asked) }
+            })
+        };
+        assert_eq!(ask(3).unwrap(), Some(3));
+        shared.end();
+        assert_eq!(ask(9).unwrap(), None);
+        let down = || Err::<(), _>(std::io::Error::from(std::io::ErrorKind::NetworkUnreachable));
+        assert!(insist(&Shared::default(), down).is_err());
+    }
 
     #[test]
     fn the_first_failure_ends_the_wait_for_the_others() {

@@ -16,7 +16,7 @@ use nix::sys::socket::getsockopt;
 use nix::sys::socket::sockopt::GetStruct;
 
 use super::place::{Pair, Shared, TIMEOUT, insist, is_late};
-use crate::compare::arms::Arm;
+use crate::compare::arms::{Arm, Polled};
 use crate::compare::flows::cpu::Cpu;
 use crate::compare::flows::fair::{jain, max_over_min};
 use crate::compare::flows::measurement::Reading;
@@ -117,20 +117,20 @@ pub fn run(streams: &Streams, pairs: &[Pair<'_>], arm: &dyn Arm) -> Result<Readi
 struct Moment {
     ticks: u64,
     cpu: Cpu,
-    busy: Option<u64>,
+    polled: Option<Polled>,
     sent: Vec<u64>,
     received: Vec<u64>,
 }
 
 impl Moment {
     fn now(all: &[Counters], arm: &dyn Arm) -> Result<Self> {
-        let busy = arm.polled_busy_ticks()?;
+        let polled = arm.polled()?;
         let of = |counter: fn(&Counters) -> &AtomicU64| {
             all.iter().map(|counters| counter(counters).load(Ordering::Relaxed)).collect()
         };
         let cpu = Cpu::now()?;
         let (sent, received) = (of(|c| &c.sent), of(|c| &c.received));
-        Ok(Self { ticks: clock::ticks(), cpu, busy, sent, received })
+        Ok(Self { ticks: clock::ticks(), cpu, polled, sent, received })
     }
 }
 
@@ -152,14 +152,19 @@ fn enter(
     if let Some(index) = jain(&shares) {
         reading.value("jain", index);
     }
-    match max_over_min(&shares) {
-        Some(ratio) => reading.value("max_over_min", ratio),
-        None => reading.failures.push("a stream got nothing through".to_owned()),
+    if let Some(ratio) = max_over_min(&shares) {
+        reading.value("max_over_min", ratio);
     }
+    // With some of these there is no ratio.
+    reading.value("starved", shares.iter().filter(|share| **share == 0.0).count() as f64);
     reading.distribution("per_client_gbit_per_s", shares);
     (after.cpu - before.cpu).enter(reading, bytes);
-    if let (Some(after), Some(before)) = (after.busy, before.busy) {
-        reading.value("pmd_busy", 100.0 * (after - before) as f64 / ticks as f64);
+    if let (Some(after), Some(before)) = (after.polled, before.polled) {
+        let busy = (after.busy_ticks - before.busy_ticks) as f64;
+        reading.value("pmd_busy", 100.0 * busy / ticks as f64);
+        let frames = (after.frames - before.frames) as f64;
+        reading.value("pmd_frames_per_s", frames / seconds);
+        reading.value("pmd_cycles_per_frame", busy / frames);
     }
     match streams.protocol {
         Protocol::Udp => {
@@ -259,7 +264,7 @@ fn send(
         }
         return Ok(());
     }
-    let mut stream = insist(shared, || TcpStream::connect(address))?;
+    let Some(mut stream) = insist(shared, || TcpStream::connect(address))? else { return Ok(()) };
     stream.set_write_timeout(Some(TIMEOUT))?;
     // Messages: none waits for the next one.
     stream.set_nodelay(true)?;

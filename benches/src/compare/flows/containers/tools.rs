@@ -44,6 +44,14 @@ fn run(pod: &Pod, program: &'static str, args: &[&str]) -> Result<String> {
     output(Command::new(nsenter).args(words).args(args))
 }
 
+/// The same on `cores`.
+fn run_on(cores: &[usize], pod: &Pod, program: &'static str, args: &[&str]) -> Result<String> {
+    let (nsenter, words) = within(pod, program)?;
+    let list: Vec<_> = cores.iter().map(usize::to_string).collect();
+    let mut command = Command::new(installed("taskset")?);
+    output(command.args(["-c", &list.join(",")]).arg(nsenter).args(words).args(args))
+}
+
 /// Requests of 64 B and their responses, one after the other, for a second.
 pub fn round_trips(client: &Pod, server: &Pod, tcp: bool, cores: &[usize]) -> Result<Reading> {
     let address = std::net::Ipv4Addr::from(server.address()).to_string();
@@ -53,7 +61,8 @@ pub fn round_trips(client: &Pod, server: &Pod, tcp: bool, cores: &[usize]) -> Re
     }
     let listening = service(server, "sockperf", &[&["server"], at.as_slice()].concat(), cores)?;
     let rest = ["-t", "1", "-m", "64", "--full-rtt"];
-    let printed = run(client, "sockperf", &[&["ping-pong"], at.as_slice(), &rest].concat());
+    let printed =
+        run_on(cores, client, "sockperf", &[&["ping-pong"], at.as_slice(), &rest].concat());
     listening.stop()?;
     let printed = printed?;
     let mut reading = Reading::default();
@@ -82,7 +91,7 @@ pub fn iperf3(pairs: &[(&Pod, &Pod)], cores: &[usize]) -> Result<Reading> {
     thread::scope(|scope| {
         for (client, server) in pairs {
             let (rates, failures) = (&rates, &failures);
-            scope.spawn(move || match iperf3_client(client, server) {
+            scope.spawn(move || match iperf3_client(client, server, cores) {
                 Ok(rate) => push(rates, rate),
                 Err(error) => push(failures, format!("{error:#}")),
             });
@@ -100,9 +109,9 @@ pub fn iperf3(pairs: &[(&Pod, &Pod)], cores: &[usize]) -> Result<Reading> {
     Ok(reading)
 }
 
-fn iperf3_client(client: &Pod, server: &Pod) -> Result<f64> {
+fn iperf3_client(client: &Pod, server: &Pod, cores: &[usize]) -> Result<f64> {
     let address = std::net::Ipv4Addr::from(server.address()).to_string();
-    let printed = run(client, "iperf3", &["-c", &address, "-p", PORT, "-t", "1", "-J"])?;
+    let printed = run_on(cores, client, "iperf3", &["-c", &address, "-p", PORT, "-t", "1", "-J"])?;
     let report: Value = serde_json::from_str(&printed).context("iperf3 told no JSON")?;
     let rate = report["end"]["sum_received"]["bits_per_second"].as_f64();
     Ok(rate.with_context(|| format!("iperf3 told no rate: {}", report["error"]))? / 1e9)
@@ -122,6 +131,12 @@ pub fn set_offloads(pod: &Pod, on: bool) -> Result<()> {
         bail!("ethtool could not turn segmentation {word} at {INTERFACE} of {}", pod.name);
     }
     Ok(())
+}
+
+/// Lets a pod's kernel fill checksums in. veth leaves them to whoever takes a frame from it, and Open
+/// vSwitch's userspace datapath hands frames on as they are.
+pub fn fill_checksums(pod: &Pod) -> Result<()> {
+    run(pod, "ethtool", &["-K", INTERFACE, "tx", "off"]).map(drop)
 }
 
 #[cfg(test)]

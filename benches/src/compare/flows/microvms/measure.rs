@@ -47,7 +47,7 @@ impl Length {
 /// # Errors
 /// Guests do not reach each other, or bytes arrive that were not sent; the switch does not say what it did.
 pub fn point(
-    guests: &mut Attached,
+    guests: &mut Attached<'_>,
     experiment: &Experiment,
     point: &Point,
     quick: bool,
@@ -68,7 +68,7 @@ fn is_elephant(pair: usize) -> bool {
     pair % ONE_OF == ONE_OF - 1
 }
 
-fn throughput(guests: &mut Attached, length: &Length) -> Result<Reading> {
+fn throughput(guests: &mut Attached<'_>, length: &Length) -> Result<Reading> {
     guests.fleet.begin(|_| Load::Endless)?;
     guests.fleet.run(length.warm_up_us, |_| false)?;
     let received = |fleet: &Fleet| fleet.pairs.iter().map(|p| p.received).collect::<Vec<_>>();
@@ -112,7 +112,11 @@ fn enter_busy(reading: &mut Reading, before: &Work, after: &Work) {
 }
 
 /// Flows of 5 MB, all begun at once; those of `elephant`s were begun before, and are not waited for.
-fn flows(guests: &mut Attached, length: &Length, elephant: fn(usize) -> bool) -> Result<Reading> {
+fn flows(
+    guests: &mut Attached<'_>,
+    length: &Length,
+    elephant: fn(usize) -> bool,
+) -> Result<Reading> {
     let load = |n| if elephant(n) { Load::Bytes(ELEPHANT_BYTES) } else { Load::Rest };
     collect(guests, length, |fleet, warm_up_us| {
         fleet.begin(load)?;
@@ -128,7 +132,7 @@ fn flows(guests: &mut Attached, length: &Length, elephant: fn(usize) -> bool) ->
 }
 
 /// As [`flows`], but who else is an elephant sends 5 MB after 5 MB: as many pairs are at work all the time.
-fn mice_among_mice(guests: &mut Attached, length: &Length) -> Result<Reading> {
+fn mice_among_mice(guests: &mut Attached<'_>, length: &Length) -> Result<Reading> {
     collect(guests, length, |fleet, _| {
         fleet.begin(|_| Load::Bytes(MOUSE_BYTES))?;
         Ok((0..fleet.pairs.len()).filter(|n| !is_elephant(*n)).collect())
@@ -137,7 +141,7 @@ fn mice_among_mice(guests: &mut Attached, length: &Length) -> Result<Reading> {
 
 /// Has `begin` begin flows, waits until those of the pairs that it returns are complete, and so on.
 fn collect(
-    guests: &mut Attached,
+    guests: &mut Attached<'_>,
     length: &Length,
     begin: impl Fn(&mut Fleet, u64) -> Result<Vec<usize>>,
 ) -> Result<Reading> {

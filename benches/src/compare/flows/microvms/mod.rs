@@ -24,8 +24,14 @@ use crate::compare::guests::attach::Attached;
 use crate::rig::{Pinned, cores};
 
 /// What guests are attached to.
-const ARMS: [ArmKind; 5] =
-    [ArmKind::Slipway, ArmKind::TapBridge, ArmKind::Macvtap, ArmKind::Ovs, ArmKind::OvsDpdk];
+const ARMS: [ArmKind; 6] = [
+    ArmKind::Slipway,
+    ArmKind::TapBridge,
+    ArmKind::Kata,
+    ArmKind::Macvtap,
+    ArmKind::Ovs,
+    ArmKind::OvsDpdk,
+];
 
 /// The bench.
 #[derive(Debug)]
@@ -72,12 +78,12 @@ struct Guests<'a> {
     bench: &'a MicroVms<'a>,
     host: &'a Apart,
     arm: ArmKind,
-    attached: Option<Attached>,
+    attached: Option<Attached<'a>>,
 }
 
-impl Guests<'_> {
+impl<'a> Guests<'a> {
     /// Guests of so many pairs.
-    fn of(&mut self, pairs: usize) -> Result<&mut Attached> {
+    fn of(&mut self, pairs: usize) -> Result<&mut Attached<'a>> {
         if self.attached.as_ref().is_none_or(|attached| attached.fleet.pairs.len() != pairs) {
             self.clear()?;
             let (arm, slipwayd) = (self.arm, self.bench.slipwayd);
