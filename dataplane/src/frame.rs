@@ -114,11 +114,12 @@ impl<'m> Batch<'m> {
         Self { frames: ArrayVec::new(), more: ArrayVec::new(), charged_bytes: 0 }
     }
 
-    /// Adds a frame that counts as `bytes`; returns how many the burst has now. There is room.
+    /// Adds a frame that counts as `bytes`, no more than the longest frame has; returns how many the burst
+    /// has now. There is room.
     #[inline]
     pub fn add(&mut self, frame: Frame<'m>, bytes: u32) -> u32 {
         self.frames.push(frame);
-        self.charged_bytes = self.charged_bytes.saturating_add(bytes);
+        self.charged_bytes += bytes;
         self.charged_bytes
     }
 

@@ -36,7 +36,7 @@ use crate::stats::stages::{Sampler, Stage};
 use crate::stats::{DropReason, Egress, Ingress, PmdCounters};
 use crate::tables::{Tables, UnknownUnicast};
 use crate::vhost::mem::GuestSlice;
-use crate::vring::rx::{Fill, IN_ONE_BUFFER, Refusal};
+use crate::vring::rx::{Expected, Fill, IN_ONE_BUFFER, Refusal};
 use crate::vring::tx::Limit;
 use crate::vring::{BURST, RingFault, VNET_HDR};
 
@@ -91,7 +91,7 @@ pub struct Worker {
     scratch: [Scratch; BURST],
     /// What is left to do to frames that are not in `plain`.
     offloads: [Offload; BURST],
-    /// Frames with nothing left to do.
+    /// Frames with nothing left to do, behind the header [`IN_ONE_BUFFER`].
     plain: Frames,
     /// Frames of which at least one copy was delivered.
     delivered: Frames,
@@ -198,7 +198,10 @@ impl Worker {
         for (at, frame) in batch.frames.iter_mut().enumerate() {
             bytes += u64::from(frame.len);
             match memo.repeats(burst.vport, &self.scratch[at], frame) {
-                Some(bin) => routes.bins[bin].frames |= 1 << at,
+                Some(bin) => {
+                    *self.scratch[at].vnet_mut() = IN_ONE_BUFFER;
+                    routes.bins[bin].frames |= 1 << at;
+                }
                 None => self.judge_one(burst, at, frame, sender, &mut memo, &mut routes),
             }
         }
@@ -217,18 +220,22 @@ impl Worker {
         memo: &mut Memo,
         routes: &mut Routes,
     ) {
-        let scratch = &self.scratch[at];
         let rules = burst.tables.policies.of(burst.vport.id);
         let guard = rules.map(|guard| (guard, &mut self.verdicts));
         let judged = match frame.drop {
             Some(reason) => Err(reason),
-            None => judge(burst, scratch, frame, guard, sender, self.now_s, memo),
+            None => judge(burst, &self.scratch[at], frame, guard, sender, self.now_s, memo),
         };
         let (left, decision) = judged.unwrap_or_else(|why| (None, Decision::Drop(why)));
-        if let Some(offload) = left {
-            self.offloads[at] = offload;
-            self.plain &= !(1 << at);
+        match left {
+            // Written here and not right before it is copied: the copy would wait for the store.
+            None => *self.scratch[at].vnet_mut() = IN_ONE_BUFFER,
+            Some(offload) => {
+                self.offloads[at] = offload;
+                self.plain &= !(1 << at);
+            }
         }
+        let scratch = &self.scratch[at];
         match decision {
             Decision::Output(port) if memo.rings > 1 => {
                 let head = &scratch.head()[..usize::from(frame.head_len)];
@@ -254,7 +261,9 @@ impl Worker {
     /// The question goes no further, so the answer takes its place: all of it is in the head.
     #[cold]
     fn answer(&mut self, answer: Answer, at: usize, frame: &mut Frame<'_>) {
-        answer.write(self.scratch[at].head_mut());
+        let scratch = &mut self.scratch[at];
+        *scratch.vnet_mut() = IN_ONE_BUFFER;
+        answer.write(scratch.head_mut());
         let (head_len, len) = (answer.len() as u16, answer.len() as u32);
         *frame = Frame { head_len, len, body: GuestSlice::empty(), more: (0, 0), ..*frame };
         self.plain |= 1 << at;
@@ -362,7 +371,9 @@ impl Worker {
     ) -> (Frames, Option<RingFault>) {
         let receiver = live.abilities;
         let count = frames.count_ones() as usize;
-        let mut fill = match live.ring.fill(&live.map, count, live.mergeable) {
+        let frame_bytes = batch.charged_bytes / batch.frames.len().max(1) as u32;
+        let expected = Expected { frames: count, frame_bytes };
+        let mut fill = match live.ring.fill(&live.map, expected, live.mergeable) {
             Ok(fill) => fill,
             Err(fault) => return (frames, Some(fault)),
         };
@@ -374,10 +385,17 @@ impl Worker {
             if next != 0 {
                 batch.frames[next.trailing_zeros() as usize].body.prefetch_all();
             }
-            match self.push(batch, at, receiver, &mut fill) {
+            let frame = &batch.frames[at];
+            let is_short = frame.is_short() && self.plain & 1 << at != 0;
+            let all = VNET_HDR + usize::from(frame.head_len);
+            let pushed = match is_short && fill.push_short(&self.scratch[at].all()[..all]) {
+                true => Ok(()),
+                false => self.push(batch, at, receiver, &mut fill),
+            };
+            match pushed {
                 Ok(()) => {
                     delivered |= 1 << at;
-                    bytes += u64::from(batch.frames[at].len);
+                    bytes += u64::from(frame.len);
                 }
                 Err(Refusal::Drop(reason)) => {
                     counters.drops.add(reason, 1);
@@ -399,7 +417,7 @@ impl Worker {
     }
 
     /// Writes one frame, as the receiver can take it.
-    #[inline]
+    #[inline(never)]
     fn push(
         &mut self,
         batch: &Batch<'_>,
@@ -411,10 +429,6 @@ impl Worker {
         let scratch = &mut self.scratch[at];
         let end = VNET_HDR + usize::from(frame.head_len);
         if self.plain & 1 << at != 0 {
-            *scratch.vnet_mut() = IN_ONE_BUFFER;
-            if frame.is_short() && fill.push_short(&scratch.all()[..end]) {
-                return Ok(());
-            }
             return fill.push(&mut scratch.all_mut()[..end], batch.tail(frame), frame.len);
         }
         match self.offloads[at].for_receiver(receiver) {

@@ -26,12 +26,12 @@ fn map(len: u64, file: &File) -> GuestMap {
 
 fn read_byte(map: &GuestMap, at: u64) -> u8 {
     let mut byte = [0xee];
-    map.slice(at, 1, &mut 0).unwrap().read(&mut byte);
+    map.slice(at, 1).unwrap().read(&mut byte);
     byte[0]
 }
 
 fn fill(map: &GuestMap, len: u64) {
-    map.slice(0, len as u32, &mut 0).unwrap().write(&vec![7; len as usize]);
+    map.slice(0, len as u32).unwrap().write(&vec![7; len as usize]);
 }
 
 #[test]
@@ -49,7 +49,7 @@ fn memory_cut_short_reads_as_zeroes_and_is_told_dead_while_others_live() {
     assert!(map.is_dead());
     assert!(sigbus::hits() > hits);
     assert_eq!(read_byte(&map, 0), 0, "all of the region was replaced");
-    map.slice(0, 4, &mut 0).unwrap().write(b"okay");
+    map.slice(0, 4).unwrap().write(b"okay");
     assert_eq!(read_byte(&other, 0), 7);
     assert!(!other.is_dead());
 }
@@ -86,7 +86,7 @@ fn maps_that_come_and_go_meet_faults_of_others_unharmed() {
                 for round in 0..300u32 {
                     let file = memfd(len, MFdFlags::empty());
                     let map = map(len, &file);
-                    map.slice(0, 1, &mut 0).unwrap().write(&[n + 1]);
+                    map.slice(0, 1).unwrap().write(&[n + 1]);
                     if round % 2 == 0 {
                         file.set_len(0).unwrap();
                         assert_eq!(read_byte(&map, 0), 0);
@@ -114,7 +114,7 @@ fn huge_pages_cut_short_are_survived_as_well() {
         assert!(map.is_dead());
         return;
     }
-    map.slice(5, 1, &mut 0).unwrap().write(&[7]);
+    map.slice(5, 1).unwrap().write(&[7]);
     assert_eq!(read_byte(&map, 5), 7);
     file.set_len(0).unwrap();
     assert_eq!(read_byte(&map, 5), 0);

@@ -5,7 +5,7 @@ use dataplane::frame::{Batch, HEAD, Scratch, Tail};
 use dataplane::port::cell::LiveRing;
 use dataplane::testing::{GuestConfig, LocalGuest};
 use dataplane::vhost::mem::GuestSlice;
-use dataplane::vring::rx::Refusal;
+use dataplane::vring::rx::{Expected, IN_ONE_BUFFER, Refusal};
 use dataplane::vring::tx::Limit;
 use dataplane::vring::{BURST as MOST, VNET_HDR};
 
@@ -78,6 +78,7 @@ struct Push {
 pub fn push(packed: bool, bytes: usize) -> Result<Box<dyn Case>> {
     let mut ring = Ring::new(0, packed)?;
     let mut head = [0; VNET_HDR + HEAD];
+    head[..VNET_HDR].copy_from_slice(&IN_ONE_BUFFER);
     head[VNET_HDR..][..60].copy_from_slice(&traffic::frame(mac(2).0, mac(1).0, 60));
     let from_gpa = ring.guest.memory().regions()[0].gpa();
     Ok(Box::new(Push { ring, head, bytes: bytes - FCS, from_gpa }))
@@ -95,13 +96,18 @@ impl Case for Push {
         let in_head = self.bytes.min(HEAD);
         let body = match (self.bytes - in_head) as u32 {
             0 => GuestSlice::empty(),
-            rest => map.slice(self.from_gpa, rest, &mut 0).context("reading a guest's memory")?,
+            rest => map.slice(self.from_gpa, rest).context("reading a guest's memory")?,
         };
         let head = &mut self.head[..VNET_HDR + in_head];
         let mut written = 0;
         for _ in 0..FRAMES / BURST {
-            let mut fill = ring.fill(map, BURST, *mergeable)?;
+            let expected = Expected { frames: BURST, frame_bytes: self.bytes as u32 };
+            let mut fill = ring.fill(map, expected, *mergeable)?;
             for _ in 0..BURST {
+                if body.is_empty() && fill.push_short(head) {
+                    written += 1;
+                    continue;
+                }
                 match fill.push(head, Tail { body, more: &[] }, self.bytes as u32) {
                     Ok(()) => written += 1,
                     Err(Refusal::Drop(_)) => {}

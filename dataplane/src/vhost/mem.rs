@@ -219,6 +219,11 @@ struct Span {
     host: NonNull<u8>,
 }
 
+impl Span {
+    /// A region that holds nothing.
+    const NONE: Self = Self { gpa: 0, size: 0, host: NonNull::dangling() };
+}
+
 /// An immutable set of guest memory regions.
 #[derive(Debug, Default)]
 pub struct GuestMap {
@@ -322,16 +327,17 @@ impl GuestMap {
         sigbus::hits() != 0 && self.regions.iter().any(|r| r.guard.is_dead())
     }
 
-    /// The `len` bytes at guest-physical address `gpa`, if they lie in one region. `hint` is the
-    /// region where the last look-up of this ring succeeded; it is only a place to look first.
+    /// The `len` bytes at guest-physical address `gpa`, if they lie in one region.
+    pub fn slice(&self, gpa: u64, len: u32) -> Option<GuestSlice<'_>> {
+        self.lookup(0).slice(gpa, len)
+    }
+
+    /// Looks up several slices, most of which lie in one region. `hint` is that of the last one of the
+    /// look-up before; it is only a place to look first.
     #[inline]
-    pub fn slice(&self, gpa: u64, len: u32, hint: &mut usize) -> Option<GuestSlice<'_>> {
-        if let Some(span) = self.spans.get(*hint)
-            && let Some(slice) = within(span, gpa, len)
-        {
-            return Some(slice);
-        }
-        self.slice_anywhere(gpa, len, hint)
+    pub fn lookup(&self, hint: usize) -> Lookup<'_> {
+        let near = self.spans.get(hint).copied().unwrap_or(Span::NONE);
+        Lookup { map: self, near, hint }
     }
 
     #[cold]
@@ -356,6 +362,35 @@ impl GuestMap {
             let span = Span { gpa: r.spec.vmm_addr, size: r.spec.size, host: r.host };
             within(&span, addr, len)
         })
+    }
+}
+
+/// A look-up that remembers the region of the slice before.
+#[derive(Debug)]
+pub struct Lookup<'m> {
+    map: &'m GuestMap,
+    near: Span,
+    hint: usize,
+}
+
+impl<'m> Lookup<'m> {
+    /// As [`GuestMap::slice`].
+    #[inline]
+    pub fn slice(&mut self, gpa: u64, len: u32) -> Option<GuestSlice<'m>> {
+        within(&self.near, gpa, len).or_else(|| self.elsewhere(gpa, len))
+    }
+
+    #[cold]
+    fn elsewhere(&mut self, gpa: u64, len: u32) -> Option<GuestSlice<'m>> {
+        let slice = self.map.slice_anywhere(gpa, len, &mut self.hint)?;
+        self.near = self.map.spans.get(self.hint).copied().unwrap_or(Span::NONE);
+        Some(slice)
+    }
+
+    /// The region of the last slice: where to look first next time.
+    #[inline]
+    pub fn hint(&self) -> usize {
+        self.hint
     }
 }
 

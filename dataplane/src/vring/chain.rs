@@ -5,7 +5,7 @@
 //! [`MAX_SEGMENTS`] buffers, empty ones included, so a chain is bounded work
 //! whatever it says and however large the ring is.
 
-use crate::vhost::mem::{GuestMap, GuestSlice};
+use crate::vhost::mem::{GuestSlice, Lookup};
 
 use super::{MAX_SEGMENTS, RingFault};
 
@@ -85,11 +85,10 @@ pub struct TooMany;
 /// Returns the sum of the lengths in bytes, or [`TooMany`] when the chain is sound as far as it
 /// was walked but has too many buffers or more than 4 GiB.
 pub fn walk<'m>(
-    map: &'m GuestMap,
+    lookup: &mut Lookup<'m>,
     table: GuestSlice<'_>,
     head: u16,
     rules: Rules,
-    hint: &mut usize,
     mut visit: impl FnMut(GuestSlice<'m>),
 ) -> Result<Result<u32, TooMany>, RingFault> {
     let mut table = table;
@@ -101,7 +100,7 @@ pub fn walk<'m>(
         let desc = Desc::fetch(&table, index).ok_or(next_out_of_range)?;
         links += 1;
         if desc.flags & INDIRECT != 0 {
-            table = indirect_table(map, desc, rules, in_indirect, hint)?;
+            table = indirect_table(lookup, desc, rules, in_indirect)?;
             size = table_size(&table);
             (index, links, in_indirect) = (0, 0, true);
             continue;
@@ -113,7 +112,7 @@ pub fn walk<'m>(
         }
         if desc.len != 0 {
             let bad = RingFault::BadAddress { gpa: desc.gpa, len: desc.len };
-            let slice = map.slice(desc.gpa, desc.len, hint).ok_or(bad)?;
+            let slice = lookup.slice(desc.gpa, desc.len).ok_or(bad)?;
             let Some(sum) = total.checked_add(desc.len) else { return Ok(Err(TooMany)) };
             total = sum;
             visit(slice);
@@ -134,11 +133,10 @@ fn table_size(table: &GuestSlice<'_>) -> u16 {
 }
 
 pub(super) fn indirect_table<'m>(
-    map: &'m GuestMap,
+    lookup: &mut Lookup<'m>,
     desc: Desc,
     rules: Rules,
     nested: bool,
-    hint: &mut usize,
 ) -> Result<GuestSlice<'m>, RingFault> {
     if !rules.indirect {
         return Err(RingFault::IndirectNotNegotiated);
@@ -154,7 +152,7 @@ pub(super) fn indirect_table<'m>(
         return Err(RingFault::IndirectLength { len: desc.len });
     }
     let bad = RingFault::BadAddress { gpa: desc.gpa, len: desc.len };
-    map.slice(desc.gpa, desc.len, hint).ok_or(bad)
+    lookup.slice(desc.gpa, desc.len).ok_or(bad)
 }
 
 pub(super) fn check_direction(desc: Desc, direction: Direction) -> Result<(), RingFault> {

@@ -24,7 +24,7 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 
 use crate::vhost::device::RingSetup;
 use crate::vhost::eventfd::EventFd;
-use crate::vhost::mem::{GuestMap, GuestSlice, PinnedSlice};
+use crate::vhost::mem::{GuestMap, GuestSlice, Lookup, PinnedSlice};
 
 use super::chain::{Desc, Direction, NEXT, Rules, TooMany, WRITE, check_direction, indirect_table};
 use super::ring::{Chain, area};
@@ -40,9 +40,12 @@ const EVENTS_ON: u16 = 0;
 const EVENTS_OFF: u16 = 1;
 const EVENTS_AT: u16 = 2;
 
+/// Descriptors in a cache line.
+const IN_A_LINE: u16 = 4;
+
 /// A place in the ring: the entry, and the wrap counter of its round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Position {
+pub(super) struct Position {
     index: u16,
     wrap: bool,
 }
@@ -53,11 +56,13 @@ impl Position {
     fn advance(self, n: u16, size: u16) -> Self {
         // Both are at most 32768, the index less: the sum fits.
         let index = self.index + n;
-        if index < size {
-            Self { index, ..self }
-        } else {
-            Self { index: index - size, wrap: !self.wrap }
-        }
+        if index < size { Self { index, ..self } } else { self.next_round(index - size) }
+    }
+
+    /// A branch that is seldom taken costs less than two selections each time.
+    #[cold]
+    fn next_round(self, index: u16) -> Self {
+        Self { index, wrap: !self.wrap }
     }
 
     fn to_bits(self) -> u16 {
@@ -145,36 +150,55 @@ impl PackedRing {
         self.notified_at = None;
     }
 
+    /// Entries of the ring.
+    #[inline]
+    pub(super) fn size(&self) -> u16 {
+        self.size
+    }
+
+    /// The place of the next descriptor to take.
+    #[inline]
+    pub(super) fn next(&self) -> Position {
+        self.next
+    }
+
+    /// The place `n` entries after `at`, at most a whole round.
+    #[inline]
+    pub(super) fn after(&self, at: Position, n: u16) -> Position {
+        at.advance(n, self.size)
+    }
+
     /// The descriptor `ahead` entries after the next one, with its buffer id, if the guest offers it.
     #[inline]
     pub(super) fn peek(&self, ahead: u16) -> Option<(Desc, u16)> {
         if ahead >= self.size {
             return None;
         }
-        let at = self.next.advance(ahead, self.size);
+        self.peek_at(self.next.advance(ahead, self.size))
+    }
+
+    /// The descriptor at a place less than a round after the next one, with its buffer id, if the guest
+    /// offers it.
+    #[inline]
+    pub(super) fn peek_at(&self, at: Position) -> Option<(Desc, u16)> {
         let wanted = if at.wrap { AVAIL } else { USED };
         let ring = self.desc.get();
-        let offset = 16 * u32::from(at.index);
+        let [gpa, rest] = ring.pair_at(16 * u32::from(at.index))?;
         // ORDERING: acquire, so that the address, and the rest of the chain, are read after the flags.
-        let rest = u64::from_le(ring.u64_at(offset + 8)?.load(Ordering::Acquire));
+        let rest = u64::from_le(rest.load(Ordering::Acquire));
         if (rest >> 48) as u16 & (AVAIL | USED) != wanted {
             return None;
         }
-        self.decode(offset, rest)
+        Some(decode(gpa.load(Ordering::Relaxed), rest))
     }
 
+    /// Hints that the descriptors two cache lines after `at` will be read, once in each line.
     #[inline]
-    fn decode(&self, offset: u32, rest: u64) -> Option<(Desc, u16)> {
-        let gpa = self.desc.get().u64_at(offset)?.load(Ordering::Relaxed);
-        let flags = (rest >> 48) as u16;
-        Some((Desc::new(u64::from_le(gpa), rest as u32, flags), (rest >> 32) as u16))
-    }
-
-    /// Hints that the descriptor `ahead` entries after the next one will be read.
-    #[inline]
-    pub(super) fn prefetch(&self, ahead: u16) {
-        let at = self.next.advance(ahead.min(self.size), self.size);
-        self.desc.get().prefetch(16 * u32::from(at.index));
+    pub(super) fn prefetch_after(&self, at: Position) {
+        if at.index % IN_A_LINE == 0 {
+            let index = at.advance((2 * IN_A_LINE).min(self.size), self.size).index;
+            self.desc.get().prefetch(16 * u32::from(index));
+        }
     }
 
     /// Walks the chain that starts `ahead` entries after the next one, gives each non-empty buffer to
@@ -184,15 +208,14 @@ impl PackedRing {
     /// The chain breaks the rules of the ring.
     pub(super) fn chain<'m>(
         &self,
-        map: &'m GuestMap,
+        lookup: &mut Lookup<'m>,
         ahead: u16,
-        hint: &mut usize,
         mut visit: impl FnMut(GuestSlice<'m>),
     ) -> Result<Option<Chain>, RingFault> {
         let Some((first, mut id)) = self.peek(ahead) else { return Ok(None) };
         let mut sum = Sum::new(self.rules.direction);
         if first.is_indirect() {
-            let table = indirect_table(map, first, self.rules, false, hint)?;
+            let table = indirect_table(lookup, first, self.rules, false)?;
             for entry in 0..table.len() / 16 {
                 let Some([gpa, rest]) = table.fetch_16(entry * 16) else { break };
                 // NEXT and id mean nothing here (virtio 1.3, section 2.8.7).
@@ -200,7 +223,7 @@ impl PackedRing {
                 if desc.is_indirect() {
                     return Err(RingFault::NestedIndirect);
                 }
-                if !sum.add(map, desc, hint, &mut visit)? {
+                if !sum.add(lookup, desc, &mut visit)? {
                     break;
                 }
             }
@@ -212,7 +235,7 @@ impl PackedRing {
                 return Err(RingFault::IndirectLinked);
             }
             // A chain that is too long is walked on all the same: it ends where the next one begins.
-            sum.add(map, desc, hint, &mut visit)?;
+            sum.add(lookup, desc, &mut visit)?;
             if !desc.has_next() {
                 return Ok(Some(Chain { id, slots, bytes: sum.bytes }));
             }
@@ -231,9 +254,9 @@ impl PackedRing {
         if ahead >= self.size {
             return None;
         }
-        let offset = 16 * u32::from(self.next.advance(ahead, self.size).index);
-        let rest = self.desc.get().u64_at(offset + 8)?.load(Ordering::Relaxed);
-        self.decode(offset, u64::from_le(rest))
+        let at = self.next.advance(ahead, self.size);
+        let [gpa, rest] = self.desc.get().pair_at(16 * u32::from(at.index))?;
+        Some(decode(gpa.load(Ordering::Relaxed), u64::from_le(rest.load(Ordering::Relaxed))))
     }
 
     /// Takes `slots` entries.
@@ -245,14 +268,25 @@ impl PackedRing {
     /// Gives one chain of `slots` entries back; the guest does not see it yet.
     #[inline]
     pub(super) fn push_used(&mut self, id: u16, slots: u16, written: u32) {
-        let turn = if self.used.wrap { AVAIL | USED } else { 0 };
-        let flags = turn | if self.rules.direction == Direction::Receive { WRITE } else { 0 };
-        let word = u64::from(written) | u64::from(id) << 32 | u64::from(flags) << 48;
-        match self.held {
-            None => self.held = Some((self.used.index, word)),
-            Some(_) => self.show(self.used.index, word),
+        self.push_used_all([(id, slots, written)]);
+    }
+
+    /// Gives chains back, each with its id, its entries and the bytes written; the guest does not see them
+    /// yet.
+    #[inline]
+    pub(super) fn push_used_all(&mut self, chains: impl IntoIterator<Item = (u16, u16, u32)>) {
+        let write = if self.rules.direction == Direction::Receive { WRITE } else { 0 };
+        let mut used = self.used;
+        for (id, slots, written) in chains {
+            let flags = write | if used.wrap { AVAIL | USED } else { 0 };
+            let word = u64::from(written) | u64::from(id) << 32 | u64::from(flags) << 48;
+            match self.held {
+                None => self.held = Some((used.index, word)),
+                Some(_) => self.show(used.index, word),
+            }
+            used = used.advance(slots, self.size);
         }
-        self.used = self.used.advance(slots, self.size);
+        self.used = used;
     }
 
     #[inline]
@@ -328,6 +362,13 @@ impl PackedRing {
     }
 }
 
+/// The descriptor of two words, the first as it is in memory, and its buffer id.
+#[inline]
+fn decode(gpa: u64, rest: u64) -> (Desc, u16) {
+    let flags = (rest >> 48) as u16;
+    (Desc::new(u64::from_le(gpa), rest as u32, flags), (rest >> 32) as u16)
+}
+
 /// Whether the entry `event` was used by going from `old` to `new`.
 fn is_passed(event: Position, old: Position, new: Position, size: u16) -> bool {
     // As places in the round of `new`, that before it being negative.
@@ -351,9 +392,8 @@ impl Sum {
     /// Returns whether the chain is still one that is worth its walk.
     fn add<'m>(
         &mut self,
-        map: &'m GuestMap,
+        lookup: &mut Lookup<'m>,
         desc: Desc,
-        hint: &mut usize,
         visit: &mut impl FnMut(GuestSlice<'m>),
     ) -> Result<bool, RingFault> {
         check_direction(desc, self.direction)?;
@@ -364,7 +404,7 @@ impl Sum {
         let Ok(bytes) = self.bytes else { return Ok(false) };
         if desc.len != 0 {
             let bad = RingFault::BadAddress { gpa: desc.gpa, len: desc.len };
-            let slice = map.slice(desc.gpa, desc.len, hint).ok_or(bad)?;
+            let slice = lookup.slice(desc.gpa, desc.len).ok_or(bad)?;
             self.bytes = bytes.checked_add(desc.len).ok_or(TooMany);
             if self.bytes.is_ok() {
                 visit(slice);

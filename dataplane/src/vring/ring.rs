@@ -107,15 +107,15 @@ impl Ring {
                     return Ok(None);
                 }
                 let id = ring.head(ahead)?;
-                let mut hint = ring.hint;
-                let walked = walk(map, ring.desc().get(), id, ring.rules(), &mut hint, visit);
-                ring.hint = hint;
+                let mut lookup = map.lookup(ring.hint);
+                let walked = walk(&mut lookup, ring.desc().get(), id, ring.rules(), visit);
+                ring.hint = lookup.hint();
                 Ok(Some(Chain { id, slots: 1, bytes: walked? }))
             }
             Self::Packed(ring) => {
-                let mut hint = ring.hint;
-                let found = ring.chain(map, ahead, &mut hint, visit);
-                ring.hint = hint;
+                let mut lookup = map.lookup(ring.hint);
+                let found = ring.chain(&mut lookup, ahead, visit);
+                ring.hint = lookup.hint();
                 found
             }
             Self::Tap(_) => Ok(None),
@@ -138,22 +138,6 @@ impl Ring {
         match self {
             Self::Split(ring) => ring.push_used(id, written),
             Self::Packed(ring) => ring.push_used(id, slots, written),
-            Self::Tap(_) => {}
-        }
-    }
-
-    /// Takes the next chain, which has one entry, and gives it back.
-    #[inline]
-    pub(super) fn use_next(&mut self, id: u16, written: u32) {
-        match self {
-            Self::Split(ring) => {
-                ring.take(1);
-                ring.push_used(id, written);
-            }
-            Self::Packed(ring) => {
-                ring.take(1);
-                ring.push_used(id, 1, written);
-            }
             Self::Tap(_) => {}
         }
     }

@@ -10,7 +10,7 @@ use arrayvec::ArrayVec;
 
 use crate::frame::Tail;
 use crate::stats::DropReason;
-use crate::vhost::mem::{GuestMap, GuestSlice};
+use crate::vhost::mem::{GuestMap, GuestSlice, Lookup};
 
 use super::chain::{Desc, Direction};
 use super::packed::PackedRing;
@@ -31,12 +31,34 @@ pub const IN_ONE_BUFFER: [u8; VNET_HDR] = {
     header
 };
 
+/// Bytes of a buffer that are fetched at most before it is written: of longer frames the processor fetches
+/// the rest by itself once it sees them written in order.
+const FETCH_AHEAD: u32 = 320;
+
+/// What a burst is expected to be.
+#[derive(Debug, Clone, Copy)]
+pub struct Expected {
+    /// How many frames; no more than [`BURST`] are looked ahead for.
+    pub frames: usize,
+    /// Bytes that a frame has on average: a hint, for what is fetched ahead.
+    pub frame_bytes: u32,
+}
+
 /// A buffer that was looked at ahead of its use.
 #[derive(Debug, Clone, Copy)]
 struct Ready<'m> {
     head: u16,
+    /// Bytes written to it.
+    written: u32,
     /// The buffer, if it is a chain of one descriptor.
     single: Option<GuestSlice<'m>>,
+}
+
+impl Ready<'_> {
+    #[inline]
+    fn new(head: u16) -> Self {
+        Self { head, written: 0, single: None }
+    }
 }
 
 /// One burst of frames on its way into a receive ring. Dropping it publishes nothing: call
@@ -49,10 +71,12 @@ pub struct Fill<'r> {
     ready: ArrayVec<Ready<'r>, BURST>,
     /// Entries of `ready` used up.
     used: usize,
+    /// Those of them that were given back.
+    given_back: usize,
 }
 
 impl Ring {
-    /// Begins a burst of `frames` frames. `mergeable`: VIRTIO_NET_F_MRG_RXBUF was negotiated.
+    /// Begins a burst. `mergeable`: VIRTIO_NET_F_MRG_RXBUF was negotiated.
     ///
     /// # Errors
     /// The ring is broken.
@@ -60,77 +84,100 @@ impl Ring {
     pub fn fill<'r>(
         &'r mut self,
         map: &'r GuestMap,
-        frames: usize,
+        expected: Expected,
         mergeable: bool,
     ) -> Result<Fill<'r>, RingFault> {
-        let wanted = frames.min(BURST) as u16;
-        let ready = match self {
-            Self::Split(ring) => ring.scout(map, wanted),
-            Self::Packed(ring) => ring.scout(map, wanted),
-            Self::Tap(_) => Ok(ArrayVec::new()),
-        };
-        Ok(Fill { ready: ready?, ring: self, map, mergeable, used: 0 })
+        let wanted = expected.frames.min(BURST) as u16;
+        let fetch = expected.frame_bytes.saturating_add(VNET_HDR as u32).min(FETCH_AHEAD);
+        let mut fill =
+            Fill { ready: ArrayVec::new(), ring: self, map, mergeable, used: 0, given_back: 0 };
+        match fill.ring {
+            Self::Split(ring) => ring.scout(map, wanted, fetch, &mut fill.ready)?,
+            Self::Packed(ring) => ring.scout(map, wanted, fetch, &mut fill.ready)?,
+            Self::Tap(_) => {}
+        }
+        Ok(fill)
     }
 }
 
 impl SplitRing {
-    /// Looks up to `wanted` buffers up ahead of their use.
+    /// Looks up to `wanted` buffers up ahead of their use; fetches `fetch` bytes of each.
     fn scout<'m>(
         &mut self,
         map: &'m GuestMap,
         wanted: u16,
-    ) -> Result<ArrayVec<Ready<'m>, BURST>, RingFault> {
+        fetch: u32,
+        ready: &mut ArrayVec<Ready<'m>, BURST>,
+    ) -> Result<(), RingFault> {
         let count = self.available(wanted)?.min(wanted);
-        let mut ready = ArrayVec::new();
-        for ahead in 0..count {
-            let head = self.head(ahead)?;
-            self.desc().get().prefetch(u32::from(head) * 16);
-            ready.push(Ready { head, single: None });
+        let mut heads = [0; BURST];
+        let heads = self.heads(count, &mut heads);
+        if let Some(&head) = heads.get(self.sound(heads)) {
+            return Err(RingFault::HeadOutOfRange { head, size: self.size() });
         }
-        for entry in &mut ready {
-            if let Some(desc) = Desc::fetch(&self.desc().get(), entry.head) {
-                entry.single = single(map, &desc, &mut self.hint)?;
+        let table = self.desc().get();
+        for &head in heads {
+            table.prefetch(u32::from(head) * 16);
+        }
+        let mut lookup = map.lookup(self.hint);
+        for &head in heads {
+            let mut entry = Ready::new(head);
+            if let Some(desc) = Desc::fetch(&table, head) {
+                entry.single = single(&mut lookup, &desc, fetch)?;
             }
+            ready.push(entry);
         }
-        Ok(ready)
+        self.hint = lookup.hint();
+        Ok(())
     }
 }
 
 impl PackedRing {
-    /// Looks up to `wanted` buffers up ahead of their use. It ends at a chain: where the next one
-    /// begins is not known.
+    /// Looks up to `wanted` buffers up ahead of their use; fetches `fetch` bytes of each. It ends at a
+    /// chain: where the next one begins is not known.
     fn scout<'m>(
         &mut self,
         map: &'m GuestMap,
         wanted: u16,
-    ) -> Result<ArrayVec<Ready<'m>, BURST>, RingFault> {
-        let mut ready = ArrayVec::new();
-        for ahead in 0..wanted {
-            let Some((desc, head)) = self.peek(ahead) else { break };
-            let single = single(map, &desc, &mut self.hint)?;
-            ready.push(Ready { head, single });
+        fetch: u32,
+        ready: &mut ArrayVec<Ready<'m>, BURST>,
+    ) -> Result<(), RingFault> {
+        let mut lookup = map.lookup(self.hint);
+        let mut at = self.next();
+        for _ in 0..wanted.min(self.size()) {
+            self.prefetch_after(at);
+            let Some((desc, head)) = self.peek_at(at) else { break };
+            let single = single(&mut lookup, &desc, fetch)?;
+            ready.push(Ready { single, ..Ready::new(head) });
             if single.is_none() {
                 break;
             }
+            at = self.after(at, 1);
         }
-        Ok(ready)
+        self.hint = lookup.hint();
+        Ok(())
     }
 }
 
-/// The buffer of a chain of one descriptor.
+/// The buffer of a chain of one descriptor, of which the first `fetch` bytes will be written.
 #[inline]
 fn single<'m>(
-    map: &'m GuestMap,
+    lookup: &mut Lookup<'m>,
     desc: &Desc,
-    hint: &mut usize,
+    fetch: u32,
 ) -> Result<Option<GuestSlice<'m>>, RingFault> {
     if !desc.is_whole_chain(Direction::Receive) || desc.len == 0 {
         return Ok(None);
     }
     let bad = RingFault::BadAddress { gpa: desc.gpa, len: desc.len };
-    let slice = map.slice(desc.gpa, desc.len, hint).ok_or(bad)?;
+    let slice = lookup.slice(desc.gpa, desc.len).ok_or(bad)?;
     slice.prefetch_write(0);
     slice.prefetch_write(64);
+    let mut at = 128;
+    while at < fetch {
+        slice.prefetch_write(at);
+        at += 64;
+    }
     Ok(Some(slice))
 }
 
@@ -154,11 +201,13 @@ impl Fill<'_> {
     /// buffer is not one that holds it.
     #[inline(always)]
     pub fn push_short(&mut self, bytes: &[u8]) -> bool {
-        match self.ready.get(self.used) {
-            Some(&Ready { head, single: Some(buffer) }) if buffer.len() as usize >= bytes.len() => {
+        match self.ready.get_mut(self.used) {
+            Some(Ready { written, single: Some(buffer), .. })
+                if buffer.len() as usize >= bytes.len() =>
+            {
                 buffer.write(bytes);
+                *written = bytes.len() as u32;
                 self.used += 1;
-                self.ring.use_next(head, bytes.len() as u32);
                 true
             }
             _ => false,
@@ -167,14 +216,16 @@ impl Fill<'_> {
 
     /// Writes one frame: `head` is the virtio-net header and the frame's first bytes, `tail` the
     /// rest. `head`'s num_buffers is set here.
-    #[inline(always)]
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    #[inline(never)]
     pub fn push(&mut self, head: &mut [u8], tail: Tail<'_, '_>, len: u32) -> Result<(), Refusal> {
         let total = VNET_HDR as u32 + len;
-        if let Some(Ready { head: desc_head, single: Some(buffer) }) =
-            self.ready.get(self.used).copied()
+        set_num_buffers(head, 1);
+        if let Some(Ready { written, single: Some(buffer), .. }) = self.ready.get_mut(self.used)
             && buffer.len() >= total
         {
-            set_num_buffers(head, 1);
             let mut at = buffer.write(head) as u32;
             if !tail.body.is_empty() {
                 at += buffer.skip(at).copy_from(&tail.body) as u32;
@@ -182,8 +233,8 @@ impl Fill<'_> {
             for part in tail.more {
                 at += buffer.skip(at).copy_from(part) as u32;
             }
+            *written = at;
             self.used += 1;
-            self.ring.use_next(desc_head, at);
             return Ok(());
         }
         self.push_scattered(head, tail, total)
@@ -200,6 +251,7 @@ impl Fill<'_> {
         if let Ring::Tap(tap) = self.ring {
             return tap.write(head, tail);
         }
+        self.give_back();
         let mut buffers = ArrayVec::<(u16, u16, u32), MAX_BUFFERS>::new();
         let mut segments = ArrayVec::<GuestSlice<'_>, MAX_SPREAD>::new();
         let (mut room, mut ahead) = (0u32, 0);
@@ -224,6 +276,7 @@ impl Fill<'_> {
         }
         set_num_buffers(head, buffers.len() as u16);
         scatter(head, tail, &segments);
+        set_num_buffers(head, 1);
         let mut left = total;
         for &(id, slots, capacity) in &buffers {
             let written = left.min(capacity);
@@ -232,7 +285,26 @@ impl Fill<'_> {
         }
         self.ring.take(ahead);
         self.used += buffers.len();
+        self.given_back = self.used;
         Ok(())
+    }
+
+    /// Takes and gives back the buffers that were written since this was done last.
+    #[inline]
+    fn give_back(&mut self) {
+        let written = self.ready.get(self.given_back..self.used).unwrap_or_default();
+        self.given_back = self.used;
+        match self.ring {
+            Ring::Split(ring) => {
+                ring.take(written.len() as u16);
+                ring.push_used_all(written.iter().map(|entry| (entry.head, entry.written)));
+            }
+            Ring::Packed(ring) => {
+                ring.take(written.len() as u16);
+                ring.push_used_all(written.iter().map(|entry| (entry.head, 1, entry.written)));
+            }
+            Ring::Tap(_) => {}
+        }
     }
 
     /// Publishes what was written and notifies the guest if it asked for it.
@@ -240,7 +312,8 @@ impl Fill<'_> {
     /// # Errors
     /// The guest could not be notified; what was written is published.
     #[inline]
-    pub fn finish(self) -> Result<(), RingFault> {
+    pub fn finish(mut self) -> Result<(), RingFault> {
+        self.give_back();
         self.ring.publish()
     }
 }

@@ -22,9 +22,9 @@ use crate::vhost::device::RingSetup;
 use crate::vhost::eventfd::EventFd;
 use crate::vhost::mem::{GuestMap, PinnedSlice};
 
-use super::RingFault;
 use super::chain::{Direction, Rules};
 use super::ring::area;
+use super::{BURST, RingFault};
 
 const USED_F_NO_NOTIFY: u16 = 1;
 const AVAIL_F_NO_INTERRUPT: u16 = 1;
@@ -189,6 +189,32 @@ impl SplitRing {
         Ok(head)
     }
 
+    /// Reads the next `count` heads, at most a burst and no more than [`Self::available`] counted, once.
+    /// What they are is not judged yet: see [`Self::sound`].
+    #[inline]
+    pub(super) fn heads<'h>(&self, count: u16, into: &'h mut [u16; BURST]) -> &'h [u16] {
+        let slot = self.next_avail & (self.size - 1);
+        let count = count.min(BURST as u16);
+        // The ring goes round at its end; its entries are little-endian words.
+        let first = count.min(self.size - slot);
+        let entries = self.avail.get().skip(4);
+        let (before, after) = into[..usize::from(count)].split_at_mut(usize::from(first));
+        entries.skip(2 * u32::from(slot)).read_u16s(before);
+        entries.read_u16s(after);
+        &into[..usize::from(count)]
+    }
+
+    /// How many of `heads` are descriptors of the ring, before the first that is not.
+    #[inline]
+    pub(super) fn sound(&self, heads: &[u16]) -> usize {
+        // Without a branch for each: all of them are, mostly.
+        let worst = heads.iter().fold(0, |worst, &head| worst.max(head));
+        if worst < self.size {
+            return heads.len();
+        }
+        heads.iter().take_while(|&&head| head < self.size).count()
+    }
+
     /// Takes `n` entries off the available ring.
     #[inline]
     pub(super) fn take(&mut self, n: u16) {
@@ -198,9 +224,19 @@ impl SplitRing {
     /// Writes one used entry; it is not published yet.
     #[inline]
     pub(super) fn push_used(&mut self, head: u16, written: u32) {
-        let slot = u32::from(self.next_used & (self.size - 1));
-        self.used.get().store_8(4 + 8 * slot, [u32::from(head), written]);
-        self.next_used = self.next_used.wrapping_add(1);
+        self.push_used_all([(head, written)]);
+    }
+
+    /// Writes a used entry for each head with the bytes written; they are not published yet.
+    #[inline]
+    pub(super) fn push_used_all(&mut self, chains: impl IntoIterator<Item = (u16, u32)>) {
+        let (entries, mask) = (self.used.get(), self.size - 1);
+        let mut next = self.next_used;
+        for (head, written) in chains {
+            entries.store_8(4 + 8 * u32::from(next & mask), [u32::from(head), written]);
+            next = next.wrapping_add(1);
+        }
+        self.next_used = next;
     }
 
     /// Publishes all used entries by one store of the index, and notifies the guest if it asked.

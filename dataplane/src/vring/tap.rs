@@ -29,7 +29,7 @@ use crate::vhost::mem::{GuestMap, RegionSpec};
 
 use super::driver::DriverError;
 use super::rx::Refusal;
-use super::tx::{Limit, charge, whole};
+use super::tx::{Limit, charge, size_verdict, whole};
 use super::{BURST, MAX_FRAME_BYTES, RingFault, VNET_HDR};
 
 /// Where the buffers lie in their own address space; any address but zero would do.
@@ -87,10 +87,10 @@ impl TapRing {
         }
         for id in 0..limit.frames.min(BURST as u16) {
             let at = BASE + u64::from(id) * u64::from(STRIDE);
-            let Some(buffer) = map.slice(at, BUFFER_BYTES, &mut 0) else { break };
+            let Some(buffer) = map.slice(at, BUFFER_BYTES) else { break };
             match buffer.read_from(&self.tap) {
                 Ok(n) => {
-                    let frame = whole(id, buffer.take(n as u32), 0);
+                    let frame = whole(id, buffer.take(n as u32), 0, size_verdict(n as u32));
                     if batch.add(frame, charge(&frame)) >= limit.bytes {
                         break;
                     }

@@ -4,13 +4,11 @@
 //! descriptors; fetch descriptors, translate and prefetch the buffers; copy the first bytes of each
 //! frame to private memory. One read of the available index per burst.
 
-use arrayvec::ArrayVec;
-
 use crate::frame::{Batch, Frame, HEAD, MORE, Scratch};
 use crate::stats::DropReason;
-use crate::vhost::mem::{GuestMap, GuestSlice};
+use crate::vhost::mem::{GuestMap, GuestSlice, Lookup};
 
-use super::chain::{Desc, Direction, TooMany, walk};
+use super::chain::{Desc, Direction, Rules, TooMany, walk};
 use super::packed::PackedRing;
 use super::ring::Ring;
 use super::split::SplitRing;
@@ -22,6 +20,15 @@ const ETH_HDR: u32 = 14;
 /// What a chain counts against [`Limit::bytes`] at least: the shortest frame on a wire, without its
 /// check sequence (IEEE 802.3, clause 4A.4.2). A chain that can only be dropped costs work as well.
 const LEAST_CHARGE: u32 = 60;
+
+/// Bytes of the shortest chain with a frame, virtio-net header and all.
+const LEAST_CHAIN: u32 = VNET_HDR as u32 + ETH_HDR;
+
+/// Bytes of the longest.
+const MOST_CHAIN: u32 = VNET_HDR as u32 + MAX_FRAME_BYTES;
+
+/// Bytes of a buffer up to which all of it is fetched ahead.
+const FETCH_AHEAD: u32 = 320;
 
 /// How much one burst takes at most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,9 +45,6 @@ impl Limit {
         Self { frames, bytes: u32::MAX }
     }
 }
-
-/// Descriptors of a packed ring that are prefetched ahead: two cache lines.
-const PREFETCH_AHEAD: u16 = 8;
 
 impl Ring {
     /// Takes frames up to `limit` into `batch`, their heads into `scratch`.
@@ -76,15 +80,12 @@ impl Ring {
     pub fn complete(&mut self, batch: &Batch<'_>) -> Result<(), RingFault> {
         match self {
             Self::Split(ring) => {
-                for frame in &batch.frames {
-                    ring.push_used(frame.desc_head, 0);
-                }
+                ring.push_used_all(batch.frames.iter().map(|frame| (frame.desc_head, 0)));
                 ring.publish()
             }
             Self::Packed(ring) => {
-                for frame in &batch.frames {
-                    ring.push_used(frame.desc_head, frame.slots, 0);
-                }
+                let chains = batch.frames.iter();
+                ring.push_used_all(chains.map(|frame| (frame.desc_head, frame.slots, 0)));
                 ring.publish()
             }
             // Its buffers are ours: the next burst reads into them.
@@ -101,26 +102,31 @@ impl PackedRing {
         batch: &mut Batch<'m>,
         limit: Limit,
     ) -> Result<(), RingFault> {
-        let mut ahead = 0;
+        let (mut ahead, mut at) = (0, self.next());
         let mut outcome = Ok(());
+        let mut lookup = map.lookup(self.hint);
         for _ in 0..limit.frames.min(BURST as u16) {
-            self.prefetch(ahead + PREFETCH_AHEAD);
-            let Some((desc, id)) = self.peek(ahead) else { break };
-            if desc.is_whole_chain(Direction::Transmit) && desc.len != 0 {
-                let Some(body) = map.slice(desc.gpa, desc.len, &mut self.hint) else {
-                    outcome = Err(RingFault::BadAddress { gpa: desc.gpa, len: desc.len });
-                    break;
-                };
-                let frame = whole(id, body, batch.more.len() as u16);
+            if ahead >= self.size() {
+                break;
+            }
+            self.prefetch_after(at);
+            let Some((desc, id)) = self.peek_at(at) else { break };
+            if desc.is_whole_chain(Direction::Transmit)
+                && is_a_frame(desc.len)
+                && let Some(body) = lookup.slice(desc.gpa, desc.len)
+            {
                 ahead += 1;
-                if batch.add(frame, charge(&frame)) >= limit.bytes {
+                at = self.after(at, 1);
+                let frame = whole(id, body, batch.more.len() as u16, None);
+                if batch.add(frame, charge_of_one(desc.len)) >= limit.bytes {
                     break;
                 }
                 continue;
             }
-            match self.locate_chain(map, ahead, batch) {
+            match self.locate_chain(&mut lookup, ahead, batch) {
                 Ok(Some(frame)) => {
                     ahead += frame.slots;
+                    at = self.after(at, frame.slots);
                     if batch.add(frame, charge(&frame)) >= limit.bytes {
                         break;
                     }
@@ -132,27 +138,26 @@ impl PackedRing {
                 }
             }
         }
+        self.hint = lookup.hint();
         self.take(ahead);
         outcome
     }
 
-    /// Finds where the frame of the chain of several buffers `ahead` entries on lies; `None`: there is no
+    /// Finds where the frame of the chain `ahead` entries on lies, whatever chain it is; `None`: there is no
     /// room for its segments.
     #[inline(never)]
     fn locate_chain<'m>(
-        &mut self,
-        map: &'m GuestMap,
+        &self,
+        lookup: &mut Lookup<'m>,
         ahead: u16,
         batch: &mut Batch<'m>,
     ) -> Result<Option<Frame<'m>>, RingFault> {
         if batch.more.len() + MAX_SEGMENTS > MORE {
             return Ok(None);
         }
-        let (at, mut hint) = (batch.more.len(), self.hint);
+        let at = batch.more.len();
         let mut body = None;
-        let found =
-            self.chain(map, ahead, &mut hint, |slice| first_or_more(slice, &mut body, batch));
-        self.hint = hint;
+        let found = self.chain(lookup, ahead, |slice| first_or_more(slice, &mut body, batch));
         Ok(found?.map(|chain| chained(chain.id, chain.slots, chain.bytes, body, at, batch)))
     }
 }
@@ -169,37 +174,32 @@ impl SplitRing {
         if count == 0 {
             return Ok(());
         }
-        let mut heads = ArrayVec::<u16, BURST>::new();
-        let mut outcome = Ok(());
-        for ahead in 0..count {
-            match self.head(ahead) {
-                Ok(head) => {
-                    self.desc().get().prefetch(u32::from(head) * 16);
-                    heads.push(head);
-                }
-                Err(fault) => {
-                    outcome = Err(fault);
-                    break;
-                }
-            }
+        let mut heads = [0; BURST];
+        let heads = self.heads(count, &mut heads);
+        let sound = self.sound(heads);
+        let mut outcome = match heads.get(sound) {
+            None => Ok(()),
+            Some(&head) => Err(RingFault::HeadOutOfRange { head, size: self.size() }),
+        };
+        let heads = &heads[..sound];
+        for &head in heads {
+            self.desc().get().prefetch(u32::from(head) * 16);
         }
-        for &head in &heads {
-            let desc = Desc::fetch(&self.desc().get(), head);
-            if let Some(desc) = desc
+        let (table, mut lookup) = (self.desc().get(), map.lookup(self.hint));
+        for &head in heads {
+            // The usual chain in a few steps, without a result to unpack.
+            if let Some(desc) = Desc::fetch(&table, head)
                 && desc.is_whole_chain(Direction::Transmit)
-                && desc.len != 0
+                && is_a_frame(desc.len)
+                && let Some(body) = lookup.slice(desc.gpa, desc.len)
             {
-                let Some(body) = map.slice(desc.gpa, desc.len, &mut self.hint) else {
-                    outcome = Err(RingFault::BadAddress { gpa: desc.gpa, len: desc.len });
-                    break;
-                };
-                let frame = whole(head, body, batch.more.len() as u16);
-                if batch.add(frame, charge(&frame)) >= limit.bytes {
+                let frame = whole(head, body, batch.more.len() as u16, None);
+                if batch.add(frame, charge_of_one(desc.len)) >= limit.bytes {
                     break;
                 }
                 continue;
             }
-            match self.locate_chain(map, head, batch) {
+            match locate(&mut lookup, &table, head, self.rules(), batch) {
                 Ok(Some(frame)) => {
                     if batch.add(frame, charge(&frame)) >= limit.bytes {
                         break;
@@ -212,45 +212,69 @@ impl SplitRing {
                 }
             }
         }
+        self.hint = lookup.hint();
         self.take(batch.frames.len() as u16);
         outcome
     }
-
-    /// Finds where the frame of a chain of several buffers lies. `body` is the first buffer, `more` the
-    /// others, the virtio-net header still counted. `None`: there is no room for its segments.
-    #[inline(never)]
-    fn locate_chain<'m>(
-        &mut self,
-        map: &'m GuestMap,
-        head: u16,
-        batch: &mut Batch<'m>,
-    ) -> Result<Option<Frame<'m>>, RingFault> {
-        if batch.more.len() + MAX_SEGMENTS > MORE {
-            return Ok(None);
-        }
-        let (at, mut hint) = (batch.more.len(), self.hint);
-        let mut body = None;
-        let walked = walk(map, self.desc().get(), head, self.rules(), &mut hint, |slice| {
-            first_or_more(slice, &mut body, batch);
-        });
-        self.hint = hint;
-        Ok(Some(chained(head, 1, walked?, body, at, batch)))
-    }
 }
 
-/// The frame in a chain of one buffer.
+/// Finds where the frame of the chain `head` of `table` lies, whatever chain it is; `None`: there is no room
+/// for its segments.
+#[inline(never)]
+fn locate<'m>(
+    lookup: &mut Lookup<'m>,
+    table: &GuestSlice<'_>,
+    head: u16,
+    rules: Rules,
+    batch: &mut Batch<'m>,
+) -> Result<Option<Frame<'m>>, RingFault> {
+    if batch.more.len() + MAX_SEGMENTS > MORE {
+        return Ok(None);
+    }
+    let at = batch.more.len();
+    let mut body = None;
+    let walked = walk(lookup, *table, head, rules, |slice| first_or_more(slice, &mut body, batch));
+    Ok(Some(chained(head, 1, walked?, body, at, batch)))
+}
+
+/// Whether a chain of `chain_bytes`, virtio-net header and frame, holds a frame that can be forwarded.
 #[inline]
-pub(super) fn whole(id: u16, body: GuestSlice<'_>, more: u16) -> Frame<'_> {
+fn is_a_frame(chain_bytes: u32) -> bool {
+    (LEAST_CHAIN..=MOST_CHAIN).contains(&chain_bytes)
+}
+
+/// [`charge`] of a chain that [`is_a_frame`].
+#[inline]
+fn charge_of_one(chain_bytes: u32) -> u32 {
+    (chain_bytes - VNET_HDR as u32).max(LEAST_CHARGE)
+}
+
+/// The frame in a chain of one buffer; `drop` is its [`size_verdict`].
+#[inline]
+pub(super) fn whole(
+    id: u16,
+    body: GuestSlice<'_>,
+    more: u16,
+    drop: Option<DropReason>,
+) -> Frame<'_> {
+    let len = body.len();
+    // The head of a long frame: the rest follows while the frame before it is copied.
+    let fetch = if len <= FETCH_AHEAD { len } else { (VNET_HDR + HEAD) as u32 };
     body.prefetch(0);
     body.prefetch(64);
-    let (len, drop) = (body.len(), size_verdict(body.len()));
+    let mut at = 128;
+    while at < fetch {
+        body.prefetch(at);
+        at += 64;
+    }
     Frame { desc_head: id, slots: 1, head_len: 0, len, body, more: (more, more), drop }
 }
 
-/// What a chain, of which nothing was copied yet, counts against [`Limit::bytes`].
+/// What a chain, of which nothing was copied yet, counts against [`Limit::bytes`]. One that is too long costs
+/// no more than the longest that is not: it is not copied.
 #[inline]
 pub(super) fn charge(frame: &Frame<'_>) -> u32 {
-    frame.len.saturating_sub(VNET_HDR as u32).max(LEAST_CHARGE)
+    frame.len.saturating_sub(VNET_HDR as u32).clamp(LEAST_CHARGE, MAX_FRAME_BYTES)
 }
 
 /// Keeps a buffer of a chain: the first apart from the others.
@@ -286,13 +310,11 @@ fn chained<'m>(
 
 /// What `chain_bytes`, virtio-net header and frame, say of a frame.
 #[inline]
-fn size_verdict(chain_bytes: u32) -> Option<DropReason> {
-    if chain_bytes < VNET_HDR as u32 + ETH_HDR {
-        Some(DropReason::Truncated)
-    } else if chain_bytes > VNET_HDR as u32 + MAX_FRAME_BYTES {
-        Some(DropReason::TooLong)
-    } else {
-        None
+pub(super) fn size_verdict(chain_bytes: u32) -> Option<DropReason> {
+    match chain_bytes {
+        LEAST_CHAIN..=MOST_CHAIN => None,
+        ..LEAST_CHAIN => Some(DropReason::Truncated),
+        _ => Some(DropReason::TooLong),
     }
 }
 
@@ -305,9 +327,22 @@ fn copy_head<'m>(frame: &mut Frame<'m>, more: &[GuestSlice<'m>], scratch: &mut S
     }
     let wanted = (VNET_HDR + HEAD).min(frame.len as usize);
     let into = &mut scratch.all_mut()[..wanted];
+    if frame.body.len() as usize >= wanted {
+        frame.body.read(into);
+        frame.body = frame.body.skip(wanted as u32);
+    } else {
+        gather_head(frame, more, into);
+    }
+    frame.head_len = (wanted - VNET_HDR) as u16;
+    frame.len -= VNET_HDR as u32;
+}
+
+/// Fills `into` from the frame's buffers, which have as many bytes; what was copied is taken off them.
+#[inline(never)]
+fn gather_head<'m>(frame: &mut Frame<'m>, more: &[GuestSlice<'m>], into: &mut [u8]) {
     let mut copied = frame.body.read(into);
     frame.body = frame.body.skip(copied as u32);
-    while copied < wanted {
+    while copied < into.len() {
         // The walk counted `frame.len` bytes over body and more, so a segment is there.
         let next = more[usize::from(frame.more.0)];
         let n = next.read(&mut into[copied..]);
@@ -315,6 +350,4 @@ fn copy_head<'m>(frame: &mut Frame<'m>, more: &[GuestSlice<'m>], scratch: &mut S
         frame.body = next.skip(n as u32);
         copied += n;
     }
-    frame.head_len = (wanted - VNET_HDR) as u16;
-    frame.len -= VNET_HDR as u32;
 }

@@ -11,7 +11,7 @@ use dataplane::testing::memory::{Backing, GuestMemory, RegionSpec};
 use dataplane::vhost::mem::{GuestMap, GuestSlice};
 use dataplane::vring::chain::Direction;
 use dataplane::vring::ring::Ring;
-use dataplane::vring::rx::Refusal;
+use dataplane::vring::rx::{Expected, Refusal};
 use dataplane::vring::tx::Limit;
 use dataplane::vring::{BURST, RingFault, VNET_HDR};
 
@@ -105,7 +105,8 @@ impl Rig {
 
     /// Frames of these lengths delivered, as far as the ring goes.
     pub fn fill(&mut self, lengths: &[usize], mergeable: bool) -> Vec<Result<(), Refusal>> {
-        let mut fill = match self.ring.fill(&self.map, lengths.len(), mergeable) {
+        let expected = Expected { frames: lengths.len(), frame_bytes: 1000 };
+        let mut fill = match self.ring.fill(&self.map, expected, mergeable) {
             Ok(fill) => fill,
             Err(fault) => return vec![Err(Refusal::Fault(fault))],
         };

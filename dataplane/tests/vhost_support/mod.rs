@@ -154,7 +154,7 @@ impl Device for FakeDevice {
             };
             let (_, base, map) = notes.running.remove(at);
             // Still mapped, still readable: as a PMD would find it before it lets go.
-            if let Some(byte) = map.slice(0, 1, &mut 0) {
+            if let Some(byte) = map.slice(0, 1) {
                 byte.read(&mut [0]);
             }
             notes.notes.push(Note::Stop { index });

@@ -182,6 +182,26 @@ impl<'m> GuestSlice<'m> {
         Some(unsafe { AtomicU64::from_ptr(cell.cast().as_ptr()) })
     }
 
+    /// The 16 bytes at `offset` as two atomics: a packed-ring descriptor; `None` if misaligned or outside.
+    #[inline]
+    pub fn pair_at(&self, offset: u32) -> Option<[&'m AtomicU64; 2]> {
+        if offset.checked_add(16)? > self.len {
+            return None;
+        }
+        // SAFETY: `offset + 16 <= len`, checked above.
+        let first = unsafe { self.ptr.add(offset as usize) }.cast::<u64>();
+        if !first.is_aligned() {
+            return None;
+        }
+        // SAFETY: as for `first`.
+        let second = unsafe { first.add(1) };
+        // SAFETY: in bounds and aligned, mapped for 'm; the guest writes here at any time, so it is only
+        // touched as an atomic.
+        let first = unsafe { AtomicU64::from_ptr(first.as_ptr()) };
+        // SAFETY: as for `first`.
+        Some([first, unsafe { AtomicU64::from_ptr(second.as_ptr()) }])
+    }
+
     #[inline]
     fn cell(&self, offset: u32, size: u32) -> Option<NonNull<u8>> {
         if offset.checked_add(size)? > self.len {
@@ -217,6 +237,19 @@ impl<'m> GuestSlice<'m> {
             // SAFETY: 8 bytes are mapped there; a byte copy has no alignment.
             unsafe { std::ptr::copy_nonoverlapping(value.as_ptr(), at.as_ptr(), 8) };
         }
+    }
+
+    /// Fetches little-endian words from the start of the slice on, once; returns how many there were.
+    #[inline]
+    pub fn read_u16s(&self, into: &mut [u16]) -> usize {
+        let n = into.len().min(self.len as usize / 2);
+        // SAFETY: both sides hold `2 * n` bytes; private memory and guest memory never overlap. Any bytes
+        // are words, whatever the guest does to them meanwhile.
+        unsafe { copy_short(self.ptr.as_ptr(), into.as_mut_ptr().cast(), 2 * n) };
+        for word in &mut into[..n] {
+            *word = u16::from_le(*word);
+        }
+        n
     }
 
     /// Loads a `u16` at `offset` (relaxed); 0 if outside or misaligned.

@@ -1,24 +1,24 @@
 //! Flows of a fixed size, one connection each, as netcat sends files.
 //!
 //! ```text
-//!  client   connect, send all, half-close, wait for the server's end     its time is the flow's
-//!  server   accept, read to the end, close
+//!  client   connect, send all, wait for the server's byte, reset     its time until then is the flow's
+//!  server   accept, read all, answer with a byte
 //! ```
 //! All clients begin together and send flow after flow until each of those that count has done its share: so
 //! the last flow of a slow client meets the same load as the first.
 
 use std::io::{Read as _, Write as _};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Barrier, Mutex, PoisonError};
 use std::thread;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use dataplane::clock;
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::Priority;
 
-use super::place::{Pair, Shared, TIMEOUT, insist, is_late};
+use super::place::{Pair, Shared, TIMEOUT, insist, is_late, reset_at_end};
 use super::streams::{accept, push, retransmitted};
 use crate::compare::flows::measurement::Reading;
 use crate::compare::summary::quantile;
@@ -51,7 +51,9 @@ pub fn run(pairs: &[Pair<'_>], flows: &[Flow], times: usize, limit_us: u64) -> R
     let outcome = thread::scope(|scope| {
         for (index, (pair, flow)) in pairs.iter().zip(flows).enumerate() {
             let (shared, together, taken_ms, segments) = (&shared, &together, &taken_ms, &segments);
-            scope.spawn(move || shared.run(&format!("server {index}"), || serve(pair, shared)));
+            scope.spawn(move || {
+                shared.run(&format!("server {index}"), || serve(pair, flow.bytes, shared));
+            });
             scope.spawn(move || {
                 shared.run(&format!("client {index}"), || {
                     let entered = pair.client.enter();
@@ -95,18 +97,27 @@ pub fn run(pairs: &[Pair<'_>], flows: &[Flow], times: usize, limit_us: u64) -> R
     Ok(reading)
 }
 
-fn serve(pair: &Pair<'_>, shared: &Shared) -> Result<()> {
+fn serve(pair: &Pair<'_>, bytes: u64, shared: &Shared) -> Result<()> {
     pair.server.enter()?;
     let listener = TcpListener::bind(pair.server.address(PORT)).context("Failed to listen")?;
     let mut buffer = vec![0; WRITE];
     while let Some(mut stream) = accept(&listener, shared)? {
         stream.set_read_timeout(Some(TIMEOUT))?;
+        reset_at_end(&stream)?;
+        let mut left = bytes;
         loop {
             match stream.read(&mut buffer) {
                 Ok(0) => break,
-                Ok(_) => {}
+                Ok(length) => {
+                    left = left.saturating_sub(length as u64);
+                    if left == 0 {
+                        stream.write_all(&[1]).context("Failed to answer")?;
+                    }
+                }
                 Err(_) if shared.is_over() => return Ok(()),
                 Err(error) if is_late(&error) => {}
+                // The client has its answer, and resets.
+                Err(_) if left == 0 => break,
                 Err(error) => return Err(error).context("Failed to receive"),
             }
         }
@@ -124,6 +135,7 @@ fn send(pair: &Pair<'_>, flow: &Flow, shared: &Shared) -> Result<Option<(f64, u6
     if flow.first {
         setsockopt(&stream, Priority, &INTERACTIVE).context("Failed to set the priority")?;
     }
+    reset_at_end(&stream)?;
     stream.set_write_timeout(Some(TIMEOUT))?;
     stream.set_read_timeout(Some(TIMEOUT))?;
     while left > 0 {
@@ -138,13 +150,13 @@ fn send(pair: &Pair<'_>, flow: &Flow, shared: &Shared) -> Result<Option<(f64, u6
             return Ok(None);
         }
     }
-    stream.shutdown(Shutdown::Write).context("Failed to end a flow")?;
     loop {
         match stream.read(&mut [0]) {
+            Ok(0) => bail!("The server broke a flow off"),
             Ok(_) => break,
             Err(_) if shared.is_over() => return Ok(None),
             Err(error) if is_late(&error) => {}
-            Err(error) => return Err(error).context("The server broke a flow off"),
+            Err(error) => return Err(error).context("Failed to hear of a flow's end"),
         }
     }
     let ms = (clock::ticks() - begin) as f64 / clock::ticks_per_us() as f64 / 1000.0;

@@ -12,6 +12,7 @@ use super::place::{Pair, Place, pin_thread};
 use super::streams::{self, Protocol, Streams};
 use super::tools;
 use crate::compare::apart::Apart;
+use crate::compare::arms::kernel::host_end;
 use crate::compare::arms::{Arm, ArmKind};
 use crate::compare::flows::experiment::{Experiment, Point};
 use crate::compare::flows::measurement::Reading;
@@ -248,9 +249,16 @@ impl Node for Pairs<'_> {
     fn stop(self: Box<Self>) -> Result<()> {
         let Self { host, arm, pods, .. } = *self;
         // Interfaces go with their namespaces, ports with the daemon: pods are not removed one by one.
+        let ends: Vec<_> = pods.iter().map(host_end).collect();
         let given_up = pods.into_iter().map(Pod::give_up).fold(Ok(()), Result::and);
         let gone = pod::wait_until_all_are_gone(host);
-        arm.stop().and(gone).and(given_up)
+        let stopped = arm.stop();
+        let route = Route::open()?;
+        for end in ends.iter().filter(|end| if_nametoindex(end.as_str()).is_ok()) {
+            // Somebody keeps the namespace; its interface goes nevertheless.
+            route.delete(end).with_context(|| format!("Failed to remove {end}"))?;
+        }
+        stopped.and(gone).and(given_up)
     }
 }
 

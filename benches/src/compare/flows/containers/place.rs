@@ -1,6 +1,6 @@
 //! Where a client or a server runs: a pod's namespace, and cores.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -8,7 +8,10 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use dataplane::clock;
+use nix::libc;
 use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, setns};
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::Linger;
 use nix::unistd::Pid;
 
 use crate::compare::pod::Pod;
@@ -146,6 +149,13 @@ pub fn insist<T>(
             Err(error) => return Err(error).context("Failed to connect"),
         }
     }
+}
+
+/// Has a connection end at once when it is closed. What is closed with data on its way lives on in the kernel,
+/// and its network namespace with it, until the other end answers, which may be gone.
+pub fn reset_at_end(stream: &TcpStream) -> Result<()> {
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    setsockopt(stream, Linger, &linger).context("Failed to set SO_LINGER")
 }
 
 /// Whether a socket's time-out passed, so that it is to be tried again.

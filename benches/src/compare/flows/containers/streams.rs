@@ -15,7 +15,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::getsockopt;
 use nix::sys::socket::sockopt::GetStruct;
 
-use super::place::{Pair, Shared, TIMEOUT, insist, is_late};
+use super::place::{Pair, Shared, TIMEOUT, insist, is_late, reset_at_end};
 use crate::compare::arms::{Arm, Polled};
 use crate::compare::flows::cpu::Cpu;
 use crate::compare::flows::fair::{jain, max_over_min};
@@ -216,6 +216,7 @@ fn receive(
             let listener = TcpListener::bind(address).context("Failed to listen")?;
             let Some(stream) = accept(&listener, shared)? else { return Ok(()) };
             stream.set_read_timeout(Some(TIMEOUT))?;
+            reset_at_end(&stream)?;
             Socket::Tcp(stream)
         }
     };
@@ -266,6 +267,7 @@ fn send(
     }
     let Some(mut stream) = insist(shared, || TcpStream::connect(address))? else { return Ok(()) };
     stream.set_write_timeout(Some(TIMEOUT))?;
+    reset_at_end(&stream)?;
     // Messages: none waits for the next one.
     stream.set_nodelay(true)?;
     shared.is_ready();
