@@ -21,7 +21,7 @@ use dataplane::port::cell::LiveRing;
 use dataplane::testing::{GuestConfig, LocalGuest};
 use dataplane::vhost::mem::GuestMap;
 use dataplane::vring::ring::Ring;
-use dataplane::vring::rx::Refusal;
+use dataplane::vring::rx::{Expected, Refusal};
 use dataplane::vring::tap::TapRing;
 use dataplane::vring::tx::Limit;
 use dataplane::vring::{BURST, VNET_HDR};
@@ -180,7 +180,9 @@ fn carry(
         return Ok(0);
     }
     let broken = |fault| anyhow!("A guest's ring broke: {fault:?}");
-    let mut fill = to.fill(to_map, count, mergeable).map_err(broken)?;
+    let frame_bytes = batch.charged_bytes / count as u32;
+    let expected = Expected { frames: count, frame_bytes };
+    let mut fill = to.fill(to_map, expected, mergeable).map_err(broken)?;
     for (frame, scratch) in batch.frames.iter().zip(scratch) {
         if frame.drop.is_some() {
             continue;
