@@ -10,6 +10,8 @@ use dataplane::control::switch::{Switch, SwitchConfig};
 use dataplane::pmd::PmdConfig;
 use dataplane::testing::{Guest, GuestConfig};
 use dataplane::vhost::socket::{SocketMode, VhostConfig, VhostThread};
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
 use slipway_api::{LinkState, Mac, PortDefaults, PortSpec};
 
 /// A switch with one PMD, put together in this process.
@@ -37,6 +39,31 @@ pub fn pin(core: usize) -> Result<()> {
         Ok(())
     } else {
         bail!("this thread can not be pinned to core {core}")
+    }
+}
+
+/// The calling thread on one core, for as long as this lives.
+#[derive(Debug)]
+pub struct Pinned {
+    before: CpuSet,
+}
+
+impl Pinned {
+    /// Pins it to `core`.
+    ///
+    /// # Errors
+    /// It may not run there.
+    pub fn to(core: usize) -> Result<Self> {
+        let before = sched_getaffinity(Pid::from_raw(0)).context("Failed to ask for our cores")?;
+        pin(core)?;
+        Ok(Self { before })
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        // Where it was allowed before it is allowed again.
+        let _ = sched_setaffinity(Pid::from_raw(0), &self.before);
     }
 }
 

@@ -8,6 +8,8 @@ use anyhow::{Context as _, Result, ensure};
 use benches::compare::apart::Apart;
 use benches::compare::arms::{ArmKind, Programs};
 use benches::compare::figures::Figures;
+use benches::compare::flows::experiment::{Endpoints, Experiment};
+use benches::compare::flows::microvms::MicroVms;
 use benches::compare::flows::{self, containers::Containers};
 use benches::compare::report::{self, diff, table};
 use benches::compare::run;
@@ -31,7 +33,7 @@ struct Arguments {
     /// Fewer rounds and points, shorter windows, and 50 pods at once at most
     #[arg(long)]
     quick: bool,
-    /// Which figures: groups (startup, containers) or single ones by their ids [default: all]
+    /// Which figures: groups (startup, containers, microvms) or single ones by their ids [default: all]
     #[arg(long, value_delimiter = ',')]
     figures: Vec<String>,
     /// Only these arms
@@ -132,8 +134,14 @@ fn run(arguments: Arguments) -> Result<()> {
     if figures.startup {
         run::run(&host, &mut samples, &programs)?;
     }
-    let containers = Containers::new(programs, arguments.quick);
+    let containers = Containers::new(programs.clone(), arguments.quick);
     flows::run::run(&host, &mut samples, &containers, &figures.experiments)?;
+    let is_with_guests = |e: &&Experiment| e.endpoints == Endpoints::Microvm;
+    if figures.experiments.iter().any(is_with_guests) {
+        let Parameters { arms, quick, .. } = &samples.parameters;
+        let bench = MicroVms::new(arms, &programs.slipwayd, *quick)?;
+        flows::run::run(&host, &mut samples, &bench, &figures.experiments)?;
+    }
     let out = out.join(format!("compare-{}", samples.machine.unix_ms));
     // What was measured first: a report can be drawn again.
     report::store(&samples, &out)?;

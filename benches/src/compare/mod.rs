@@ -19,6 +19,7 @@ pub mod claims;
 pub mod count;
 pub mod figures;
 pub mod flows;
+pub mod guests;
 mod meminfo;
 mod pod;
 pub mod report;

@@ -209,6 +209,30 @@ impl Route {
         self.request(message)
     }
 
+    /// Puts a device below a bridge.
+    ///
+    /// # Errors
+    /// The kernel's word.
+    pub fn enslave(&self, name: &str, bridge: u32) -> Result<(), Errno> {
+        let mut message = Message::new(libc::RTM_NEWLINK, 0);
+        message.link_header(0, false);
+        message.text(libc::IFLA_IFNAME, name);
+        message.attribute(libc::IFLA_MASTER, &bridge.to_ne_bytes());
+        self.request(message)
+    }
+
+    /// Gives a device a hardware address.
+    ///
+    /// # Errors
+    /// The kernel's word.
+    pub fn set_mac(&self, name: &str, mac: [u8; 6]) -> Result<(), Errno> {
+        let mut message = Message::new(libc::RTM_NEWLINK, 0);
+        message.link_header(0, false);
+        message.text(libc::IFLA_IFNAME, name);
+        message.attribute(libc::IFLA_ADDRESS, &mac);
+        self.request(message)
+    }
+
     /// Removes a device.
     ///
     /// # Errors

@@ -6,9 +6,11 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use dataplane::testing::{Guest, GuestConfig, GuestListener};
+use dataplane::testing::{Guest, GuestConfig, GuestError, GuestListener};
 
 use super::program::{LIMIT, Service, find, output};
 use super::{Listener, Peer, Place, Setup, Work, number, socket};
@@ -22,6 +24,10 @@ const SCHEMA: &str = "/usr/share/openvswitch/vswitch.ovsschema";
 pub const PROGRAMS: &[&str] = &[DAEMON, SCHEMA, "ovsdb-tool", "ovsdb-server", "ovs-vsctl"];
 /// Hugepages that DPDK takes at its start, in MiB.
 const MEMORY_MIB: u32 = 512;
+/// How often a handshake that it broke off is begun again.
+pub(crate) const RETRIES: usize = 10;
+/// What it has before each of them to finish what it is at.
+const PAUSE: Duration = Duration::from_millis(300);
 /// The bridge.
 pub(crate) const BRIDGE: &str = "br0";
 
@@ -206,7 +212,18 @@ pub(crate) fn vsctl(dir: &Path, words: &[&str]) -> Result<String> {
 
 impl Peer for Ovs {
     fn guest(&mut self, port: usize, config: GuestConfig) -> Result<Guest> {
-        let guest = self.listeners[port].accept(config, LIMIT);
+        let listener = &self.listeners[port];
+        let mut guest = listener.accept(config.clone(), LIMIT);
+        // While OVS makes room for the frames of another port it has no memory for this one's rings. It
+        // breaks the handshake off, and connects anew.
+        for _ in 0..RETRIES {
+            if matches!(guest, Ok(_) | Err(GuestError::NoPeer { .. })) {
+                break;
+            }
+            interrupt::check()?;
+            thread::sleep(PAUSE);
+            guest = listener.accept(config.clone(), LIMIT);
+        }
         guest.with_context(|| format!("OVS says:\n{}", self.ovs.daemon.tail()))
     }
 

@@ -139,6 +139,15 @@ impl Tap {
             Err(Errno::EPERM) => return Err(InterfaceError::Forbidden { name }),
             Err(errno) => return Err(failed(&name, "the kind", "tap", errno)),
         }
+        Self::over(file, name)
+    }
+
+    /// The queue that `file` is of the interface `name`: of a tap with virtio-net headers, or of a
+    /// macvtap. It must not block.
+    ///
+    /// # Errors
+    /// [`InterfaceError::Step`].
+    pub fn over(file: File, name: String) -> Result<Self, InterfaceError> {
         let mut tap = Self { file, name, offloads: 0 };
         tap.set_int(libc::TUNSETVNETHDRSZ, "the virtio-net header length", VNET_HDR as i32)?;
         tap.set_int(libc::TUNSETVNETLE, "little-endian headers", 1)?;

@@ -20,7 +20,7 @@
 
 mod cni;
 pub(super) mod kernel;
-mod ovs;
+pub(super) mod ovs;
 pub(super) mod slipway;
 
 use std::fs::File;
@@ -56,6 +56,8 @@ pub enum ArmKind {
     Kata,
     /// veth and filters that redirect to the uplink
     TcRouting,
+    /// A tap below a bridge: for microVMs only
+    TapBridge,
     /// macvlan on the uplink
     Macvlan,
     /// macvtap on the uplink, opened
@@ -92,6 +94,7 @@ impl ArmKind {
             Self::Veth => "veth",
             Self::Kata => "kata",
             Self::TcRouting => "tc-routing",
+            Self::TapBridge => "tap-bridge",
             Self::Macvlan => "macvlan",
             Self::Macvtap => "macvtap",
             Self::Ipvlan => "ipvlan",
@@ -106,7 +109,7 @@ impl ArmKind {
     /// The kind of device that the kernel must have.
     const fn device(self) -> Option<&'static str> {
         match self {
-            Self::Veth | Self::Kata | Self::CniBridge => Some("bridge"),
+            Self::Veth | Self::Kata | Self::TapBridge | Self::CniBridge => Some("bridge"),
             Self::TcRouting | Self::Ovs => Some("veth"),
             Self::Macvlan | Self::CniMacvlan => Some("macvlan"),
             Self::Macvtap => Some("macvtap"),
@@ -134,11 +137,22 @@ impl ArmKind {
         }
     }
 
-    /// Why it cannot be measured here, if it cannot. The caller is on our host.
+    /// Why pods cannot be set up so here, if they cannot. The caller is on our host.
     ///
     /// # Errors
     /// The kernel does not tell.
     pub fn absence(self) -> Result<Option<String>> {
+        match self {
+            Self::TapBridge => Ok(Some("for microVM endpoints only".to_owned())),
+            _ => self.lack(),
+        }
+    }
+
+    /// What it needs and this machine has not. The caller is on our host.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn lack(self) -> Result<Option<String>> {
         if let Some(kind) = self.device()
             && !route::has_kind(kind)?
         {

@@ -17,15 +17,12 @@ use crate::compare::apart::Apart;
 use crate::compare::pod::{INTERFACE, Pod};
 use crate::compare::route::Route;
 pub use crate::peer::ovs::PROGRAMS;
-use crate::peer::ovs::{BRIDGE, Private, add_bridge, dpdk_options, vsctl};
+use crate::peer::ovs::{BRIDGE, Private, RETRIES, add_bridge, dpdk_options, vsctl};
 use crate::peer::program::LIMIT;
 use crate::rig::cores;
 
 /// What DPDK takes, and some more: of 2 MiB each.
 pub const HUGEPAGES: u64 = 320;
-
-/// How often a handshake that OVS broke off is begun again.
-const RETRIES: usize = 10;
 
 /// A running OVS.
 pub struct Ovs<'a> {

@@ -139,7 +139,7 @@ impl Experiment {
 
 /// All of them, in the order of the report.
 pub fn all() -> impl Iterator<Item = &'static Experiment> {
-    [super::containers::EXPERIMENTS].into_iter().flatten()
+    [super::containers::EXPERIMENTS, super::microvms::EXPERIMENTS].into_iter().flatten()
 }
 
 #[cfg(test)]

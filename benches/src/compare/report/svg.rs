@@ -233,6 +233,7 @@ pub(super) const fn colour(arm: ArmKind) -> &'static str {
         ArmKind::Veth => "#d08c60",
         ArmKind::Kata => "#a23b2a",
         ArmKind::TcRouting => "#e3b899",
+        ArmKind::TapBridge => "#b5651d",
         ArmKind::Macvlan => "#7d84b2",
         ArmKind::Macvtap => "#4a4e82",
         ArmKind::Ipvlan => "#b48ead",

@@ -2,6 +2,7 @@
 
 use crate::compare::arms::ArmKind::{self, CniBridge, Kata, Slipway};
 use crate::compare::count::{Count, without_namespaces};
+use crate::compare::flows::microvms;
 use crate::compare::samples::Samples;
 use crate::compare::summary::Figure;
 
@@ -17,6 +18,8 @@ pub enum Verdict {
     Missed,
     /// Nothing can be said.
     Unknown,
+    /// Nothing can be said of the switch: what loads it was the limit.
+    GeneratorBound,
 }
 
 impl Verdict {
@@ -26,10 +29,12 @@ impl Verdict {
             Self::Met => "met",
             Self::Missed => "MISSED",
             Self::Unknown => "unknown",
+            Self::GeneratorBound => "generator-bound",
         }
     }
 
-    const fn of(is_met: bool) -> Self {
+    /// It was, or it was not.
+    pub const fn of(is_met: bool) -> Self {
         if is_met { Self::Met } else { Self::Missed }
     }
 }
@@ -49,7 +54,10 @@ pub struct Target {
 
 /// All of them; none of what the run was not asked for.
 pub fn all(samples: &Samples) -> Vec<Target> {
-    if samples.parameters.pods.is_empty() { Vec::new() } else { startup(samples) }
+    let has_startup = !samples.parameters.pods.is_empty();
+    let mut all = if has_startup { startup(samples) } else { Vec::new() };
+    all.extend(microvms::targets(samples));
+    all
 }
 
 fn startup(samples: &Samples) -> Vec<Target> {

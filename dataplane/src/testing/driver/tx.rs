@@ -137,26 +137,7 @@ impl TxQueue {
         }
         let mut sent = 0;
         while sent < max && usize::from(self.ring.free()) >= per_frame {
-            self.buffers.take_turn(self.ring.next_head());
-            let (span, start) = self.buffers.of(self.ring.next_head());
-            let mut slot = TxSlot {
-                span,
-                start,
-                capacity: self.options.capacity,
-                len: 0,
-                buffer: self.ring.next_head(),
-                header: VirtioNetHdr::default(),
-            };
-            fill(&mut slot);
-            let bytes = HDR + slot.len;
-            let header = slot.header.to_bytes();
-            span.write(start, &header);
-            let addr = span.gpa() + start as u64;
-            if per_frame == 1 && !self.burst_indirect() {
-                self.ring.push(&[Desc::readable(addr, bytes as u32)]);
-            } else {
-                self.push_segments(addr, bytes);
-            }
+            self.place(per_frame, &mut fill);
             sent += 1;
         }
         if sent > 0 {
@@ -164,6 +145,64 @@ impl TxQueue {
             self.ring.kick_if_asked();
         }
         Ok(sent)
+    }
+
+    /// Puts one frame into the ring; the device sees it by [`Self::show`] or the next burst. `false`:
+    /// there is no room.
+    ///
+    /// # Errors
+    /// [`DeviceFault`] when the device's used ring makes no sense.
+    #[inline]
+    pub fn put(&mut self, mut fill: impl FnMut(&mut TxSlot<'_>)) -> Result<bool, DeviceFault> {
+        let has_room = self.room()? > 0;
+        if has_room {
+            self.place(self.descs_per_frame(), &mut fill);
+        }
+        Ok(has_room)
+    }
+
+    /// Shows the device what was put into the ring, and kicks it if it asks for that.
+    #[inline]
+    pub fn show(&mut self) {
+        self.ring.publish();
+        self.ring.kick_if_asked();
+    }
+
+    /// Frames that have room. The device is asked only if there seems to be little.
+    ///
+    /// # Errors
+    /// As [`Self::put`].
+    #[inline]
+    pub fn room(&mut self) -> Result<usize, DeviceFault> {
+        if self.ring.free() < self.ring.size() / 2 {
+            self.tx_reap()?;
+        }
+        Ok(usize::from(self.ring.free()) / self.descs_per_frame())
+    }
+
+    /// Writes one frame, for which there is room, to the next buffer.
+    #[inline(always)]
+    fn place(&mut self, per_frame: usize, fill: &mut impl FnMut(&mut TxSlot<'_>)) {
+        self.buffers.take_turn(self.ring.next_head());
+        let (span, start) = self.buffers.of(self.ring.next_head());
+        let mut slot = TxSlot {
+            span,
+            start,
+            capacity: self.options.capacity,
+            len: 0,
+            buffer: self.ring.next_head(),
+            header: VirtioNetHdr::default(),
+        };
+        fill(&mut slot);
+        let bytes = HDR + slot.len;
+        let header = slot.header.to_bytes();
+        span.write(start, &header);
+        let addr = span.gpa() + start as u64;
+        if per_frame == 1 && !self.burst_indirect() {
+            self.ring.push(&[Desc::readable(addr, bytes as u32)]);
+        } else {
+            self.push_segments(addr, bytes);
+        }
     }
 
     /// Takes back what the device has used, and returns how many frames that were.
