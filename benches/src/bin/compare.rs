@@ -121,7 +121,7 @@ fn run(arguments: Arguments) -> Result<()> {
         parallel: arguments.parallel.into(),
         seed: SEED,
     };
-    let host = Apart::enter()?;
+    let host = Apart::enter(parameters.parallel)?;
     let samples = run::run(&host, parameters, &programs)?;
     let out = out.join(format!("compare-{}", samples.machine.unix_ms));
     // What was measured first: a report can be drawn again.

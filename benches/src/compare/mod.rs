@@ -14,6 +14,7 @@ pub mod apart;
 pub mod arms;
 pub mod burst;
 pub mod count;
+pub mod launch;
 mod meminfo;
 mod pod;
 pub mod report;

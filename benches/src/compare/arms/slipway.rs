@@ -21,7 +21,8 @@ use crate::peer::program::{LIMIT, Service};
 use crate::rig::cores;
 
 /// A running switch.
-pub struct Slipway {
+pub struct Slipway<'a> {
+    host: &'a Apart,
     service: Service,
     client: Client,
     plugin: PathBuf,
@@ -30,9 +31,9 @@ pub struct Slipway {
     _folder: TempDir,
 }
 
-impl Slipway {
+impl<'a> Slipway<'a> {
     /// Starts it with its preset configuration, polling on the last core.
-    pub fn start(host: &Apart, programs: &Programs) -> Result<Self> {
+    pub fn start(host: &'a Apart, programs: &Programs) -> Result<Self> {
         let folder = host.folder("slipwayd")?;
         let (first, last) = cores()?;
         let args = vec![
@@ -52,13 +53,14 @@ impl Slipway {
         let config = json!({
             "cniVersion": "1.1.0", "name": "compare", "type": "slipway-cni", "socket": socket,
         });
-        Ok(Self { service, client, plugin: programs.slipway_cni.clone(), config, _folder: folder })
+        let plugin = programs.slipway_cni.clone();
+        Ok(Self { host, service, client, plugin, config, _folder: folder })
     }
 }
 
-impl Arm for Slipway {
+impl Arm for Slipway<'_> {
     fn add(&self, pod: &Pod) -> Result<Option<PathBuf>> {
-        let answer = call(&self.plugin, "ADD", pod, &self.config)?;
+        let answer = call(self.host, &self.plugin, "ADD", pod, &self.config)?;
         let socket = answer["interfaces"][0]["socketPath"].as_str();
         Ok(Some(socket.with_context(|| format!("slipway-cni named no socket: {answer}"))?.into()))
     }
@@ -71,7 +73,7 @@ impl Arm for Slipway {
     }
 
     fn remove(&self, pod: &Pod) -> Result<()> {
-        call(&self.plugin, "DEL", pod, &self.config).map(drop)
+        call(self.host, &self.plugin, "DEL", pod, &self.config).map(drop)
     }
 
     fn check(&self, pods: usize) -> Result<()> {
