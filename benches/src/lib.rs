@@ -28,6 +28,7 @@ pub mod rig;
 pub mod runner;
 pub mod scenario;
 pub mod stats;
+pub mod steal;
 pub mod syscalls;
 pub mod traffic;
 pub mod wake;

@@ -1,4 +1,4 @@
-//! The rounds of a comparison.
+//! The rounds of the start-up figures.
 //!
 //! ```text
 //!  warm-up     fewest pods:  a  b  c  d              thrown away
@@ -16,17 +16,17 @@ use super::apart::Apart;
 use super::arms::{ArmKind, Programs};
 use super::burst::{self, Burst};
 use super::count::{Count, Tracer};
-use super::samples::{FORMAT, Parameters, Sample, Samples};
+use super::samples::{Sample, Samples};
 use crate::belongings::Belongings;
-use crate::machine::Machine;
 use crate::order::order;
 use crate::{interrupt, runner};
 
-/// Measures.
+/// Measures, and enters it into `samples`.
 ///
 /// # Errors
 /// We are not root, the kernel does not tell what is to be measured, or someone wants us to end.
-pub fn run(host: &Apart, parameters: Parameters, programs: &Programs) -> Result<Samples> {
+pub fn run(host: &Apart, samples: &mut Samples, programs: &Programs) -> Result<()> {
+    let parameters = samples.parameters.clone();
     let mut present = Vec::new();
     let mut absent = Vec::new();
     for &arm in &parameters.arms {
@@ -98,16 +98,12 @@ pub fn run(host: &Apart, parameters: Parameters, programs: &Programs) -> Result<
             }
         }
     }
-    Ok(Samples {
-        format: FORMAT,
-        machine: Machine::here(),
-        parameters,
-        absent,
-        failures,
-        bursts,
-        methods: tracer.methods,
-        counts,
-    })
+    samples.absent = absent;
+    samples.failures.extend(failures);
+    samples.bursts = bursts;
+    samples.methods = tracer.methods;
+    samples.counts = counts;
+    Ok(())
 }
 
 /// One burst on a host that was prepared for it.

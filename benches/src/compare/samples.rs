@@ -9,10 +9,11 @@ use serde::{Deserialize, Serialize};
 use super::arms::ArmKind;
 use super::burst::Burst;
 use super::count::{Count, Methods};
+use super::flows::measurement::{Absence, Measurement};
 use crate::machine::Machine;
 
 /// Of the file. Another one is refused.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// A file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -23,7 +24,7 @@ pub struct Samples {
     pub machine: Machine,
     /// How.
     pub parameters: Parameters,
-    /// Arms that could not be measured, with the reason.
+    /// Start-up: arms that could not be measured, with the reason.
     pub absent: Vec<(ArmKind, String)>,
     /// What went wrong beside single pods.
     pub failures: Vec<String>,
@@ -33,6 +34,10 @@ pub struct Samples {
     pub methods: Methods,
     /// What was counted.
     pub counts: Vec<Count>,
+    /// The data plane: each window in the order they ran.
+    pub measurements: Vec<Measurement>,
+    /// Arms that are not in its figures.
+    pub absences: Vec<Absence>,
 }
 
 /// How it was measured.
@@ -40,7 +45,11 @@ pub struct Samples {
 pub struct Parameters {
     /// Which arms.
     pub arms: Vec<ArmKind>,
-    /// Pods at once, a burst for each of these.
+    /// Names that were asked for, of groups or single figures; none are all.
+    pub figures: Vec<String>,
+    /// Fewer points and shorter windows.
+    pub quick: bool,
+    /// Pods at once, a burst for each of these; none without the start-up figures.
     pub pods: Vec<usize>,
     /// Rounds that count. One more, with the fewest pods, warms up.
     pub rounds: usize,
@@ -64,6 +73,23 @@ pub struct Sample {
 }
 
 impl Samples {
+    /// Those of a run that begins now.
+    pub fn begin(parameters: Parameters) -> Self {
+        let nothing = || "not counted: start-up was not measured".to_owned();
+        Self {
+            format: FORMAT,
+            machine: Machine::here(),
+            parameters,
+            absent: Vec::new(),
+            failures: Vec::new(),
+            bursts: Vec::new(),
+            methods: Methods { messages: nothing(), acquisitions: nothing(), waits: nothing() },
+            counts: Vec::new(),
+            measurements: Vec::new(),
+            absences: Vec::new(),
+        }
+    }
+
     /// Reads a file.
     ///
     /// # Errors
@@ -89,7 +115,7 @@ impl Samples {
         self.parameters.arms.iter().filter(is_there).copied().collect()
     }
 
-    /// What went wrong in the bursts of an arm.
+    /// What went wrong in the bursts of an arm at start-up.
     pub fn failures_of(&self, arm: ArmKind) -> usize {
         let bursts = self.bursts.iter().filter(|sample| sample.arm == arm);
         bursts.map(|sample| sample.burst.failures.len()).sum()

@@ -1,5 +1,6 @@
 //! The pictures of a comparison, one for each figure.
 
+use super::flow_charts;
 use super::svg::{Bar, bars, curves};
 use crate::compare::arms::ArmKind;
 use crate::compare::burst::STAGES;
@@ -18,8 +19,15 @@ pub struct Chart {
 
 /// All of them.
 pub fn all(samples: &Samples) -> Vec<Chart> {
+    let mut charts = startup(samples);
+    charts.extend(flow_charts::all(samples));
+    charts
+}
+
+/// Those of start-up.
+pub fn startup(samples: &Samples) -> Vec<Chart> {
     let sizes = &samples.parameters.pods;
-    let most = sizes.iter().copied().max().unwrap_or(0);
+    let Some(most) = sizes.iter().copied().max() else { return Vec::new() };
     let of_figure = |name: &str, what: &str, figure, pods| {
         let title = format!("{what}, {pods} pods at once (median, 95 % interval)");
         Chart { name: format!("{name}-{pods}"), svg: estimates(samples, &title, figure, pods) }
@@ -60,7 +68,10 @@ fn cdf(samples: &Samples, pods: usize) -> Chart {
     };
     let series: Vec<_> = samples.arms().into_iter().map(ready).collect();
     let title = format!("When pods are ready, {pods} at once, all rounds");
-    Chart { name: format!("pods-{pods}"), svg: curves(&title, "ms since the first began", &series) }
+    Chart {
+        name: format!("pods-{pods}"),
+        svg: curves(&title, "ms since the first began", "pods", &series),
+    }
 }
 
 fn stages(samples: &Samples, pods: usize) -> Chart {

@@ -1,4 +1,5 @@
-//! Every sample as a line, for statistics programs: `arm,pods,round,pod,what,unit,value`.
+//! Every sample as a line, for statistics programs: `arm,pods,round,pod,what,unit,value`, and of the data
+//! plane `experiment,arm,x,round,discarded,what,sample,value`.
 
 use std::fmt::Write as _;
 
@@ -29,10 +30,33 @@ pub fn text(samples: &Samples) -> String {
     text
 }
 
+/// The data plane's. Figures of whole windows have an empty field where samples of single clients or flows
+/// have their place in the list.
+pub fn flows(samples: &Samples) -> String {
+    let mut text = "experiment,arm,x,round,discarded,what,sample,value\n".to_owned();
+    for m in &samples.measurements {
+        let (arm, round) = (m.arm.name(), m.round + 1);
+        // Points are named by us; commas become semicolons, which CSV readers take as they are.
+        let x = m.x.replace(',', ";");
+        let head =
+            format!("{},{arm},{x},{round},{}", m.experiment, u8::from(m.discarded.is_some()));
+        for (key, value) in &m.values {
+            let _ = writeln!(text, "{head},{key},,{value}");
+        }
+        let _ = writeln!(text, "{head},failures,,{}", m.failures.len());
+        for (key, list) in &m.distributions {
+            for (at, value) in list.iter().enumerate() {
+                let _ = writeln!(text, "{head},{key},{at},{value}");
+            }
+        }
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::compare::report::tests::samples;
+    use crate::compare::report::tests::{samples, with_flows};
 
     #[test]
     fn every_line_has_seven_fields_and_every_pod_four_lines() {
@@ -43,5 +67,14 @@ mod tests {
         assert_eq!(of("slipway,50,1,"), Figure::ALL.len() + 2 + 4 * 50);
         assert_eq!(of("cni-bridge,50,1,"), Figure::ALL.len() + 2 + 4 * 49);
         assert!(text.contains("cni-bridge,50,1,,failures,,1\n"));
+    }
+
+    #[test]
+    fn every_window_has_its_figures_and_its_samples() {
+        let text = flows(&with_flows(30.0));
+        assert!(text.lines().all(|line| line.split(',').count() == 8));
+        let of = |start: &str| text.lines().filter(|line| line.starts_with(start)).count();
+        assert_eq!(of("throughput,veth,50,1,0,"), 4 + 1 + 50);
+        assert!(text.contains("throughput,slipway,10,1,1,gbit_per_s,,1000\n"), "{text}");
     }
 }

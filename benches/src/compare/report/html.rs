@@ -1,8 +1,9 @@
 //! One page with all of it, which needs no other file.
 
-use super::charts::Chart;
 use super::svg::escape;
 use super::table::{self, Rows};
+use super::{charts, flow_charts, flow_table};
+use crate::compare::flows::experiment::Endpoints;
 use crate::compare::samples::Samples;
 
 const STYLE: &str = "body{font-family:sans-serif;max-width:75em;margin:2em auto;padding:0 1em;\
@@ -47,12 +48,12 @@ const CAVEATS: &[&str] = &[
 ];
 
 /// The page.
-pub fn page(samples: &Samples, charts: &[Chart]) -> String {
+pub fn page(samples: &Samples) -> String {
     let parameters = &samples.parameters;
     let mut html = format!(
         "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
-         <title>slipway: comparison of start-up</title><style>{STYLE}</style></head><body>\n\
-         <h1>Starting pods with a network: slipway and others</h1>\n<p>{}</p>\n\
+         <title>slipway: comparison</title><style>{STYLE}</style></head><body>\n\
+         <h1>Ways to connect pods: slipway and others</h1>\n<p>{}</p>\n\
          <p>{} rounds after one to warm up; {} worker threads; seed {}; measured {} ms after the begin of 1970, UTC.</p>\n",
         escape(&samples.machine.to_string()),
         parameters.rounds,
@@ -60,14 +61,55 @@ pub fn page(samples: &Samples, charts: &[Chart]) -> String {
         parameters.seed,
         samples.machine.unix_ms
     );
-    html += "<h2>Targets</h2>\n";
-    html += &table_of(&table::targets(samples));
-    html += "<h2>Figures</h2>\n";
-    for &pods in &parameters.pods {
+    let targets = table::targets(samples);
+    if targets.len() > 1 {
+        html += "<h2>Targets</h2>\n";
+        html += &table_of(&targets);
+    }
+    let claims = table::claims(samples);
+    if claims.len() > 1 {
+        html += "<h2>What the literature says</h2>\n";
+        html += &table_of(&claims);
+    }
+    for kind in flow_table::kinds(samples) {
+        html += &flows(samples, kind);
+    }
+    if !parameters.pods.is_empty() {
+        html += &startup(samples);
+    }
+    html += &failures(samples);
+    for (title, paragraphs) in [("Method", METHOD), ("Caveats", CAVEATS)] {
+        html += &format!("<h2>{title}</h2>\n");
+        for paragraph in paragraphs {
+            html += &format!("<p>{}</p>\n", escape(paragraph));
+        }
+    }
+    html + "</body></html>\n"
+}
+
+/// Figures of the data plane, each with its table and its pictures.
+fn flows(samples: &Samples, kind: Endpoints) -> String {
+    let mut html = format!("<h2>The data plane: {}</h2>\n", kind.words());
+    for experiment in samples.experiments() {
+        if experiment.endpoints != kind {
+            continue;
+        }
+        html += &format!("<h3>{}</h3>\n", escape(experiment.title));
+        html += &table_of(&flow_table::rows(samples, experiment));
+        for chart in flow_charts::of(samples, experiment) {
+            html += &format!("<figure>\n{}</figure>\n", chart.svg);
+        }
+    }
+    html
+}
+
+fn startup(samples: &Samples) -> String {
+    let mut html = "<h2>Start-up</h2>\n".to_owned();
+    for &pods in &samples.parameters.pods {
         html += &format!("<h3>{pods} pods at once</h3>\n");
         html += &table_of(&table::figures(samples, pods));
     }
-    for chart in charts {
+    for chart in charts::startup(samples) {
         html += &format!("<figure>\n{}</figure>\n", chart.svg);
     }
     html += "<h2>rtnetlink and RTNL, for a pod</h2>\n";
@@ -91,14 +133,7 @@ pub fn page(samples: &Samples, charts: &[Chart]) -> String {
         );
     }
     html += "</ul>\n";
-    html += &failures(samples);
-    for (title, paragraphs) in [("Method", METHOD), ("Caveats", CAVEATS)] {
-        html += &format!("<h2>{title}</h2>\n");
-        for paragraph in paragraphs {
-            html += &format!("<p>{}</p>\n", escape(paragraph));
-        }
-    }
-    html + "</body></html>\n"
+    html
 }
 
 /// The first of each arm, in the words of whoever refused.
@@ -106,6 +141,10 @@ fn failures(samples: &Samples) -> String {
     let mut html = "<h2>Failures and absences</h2>\n<ul>\n".to_owned();
     for (arm, reason) in &samples.absent {
         html += &format!("<li>{}: {}</li>\n", arm.name(), escape(reason));
+    }
+    for absence in &samples.absences {
+        let (arm, kind) = (absence.arm.name(), absence.endpoints.words());
+        html += &format!("<li>{arm} ({kind}): {}</li>\n", escape(&absence.reason));
     }
     for failure in &samples.failures {
         html += &format!("<li>{}</li>\n", escape(failure));
@@ -116,6 +155,16 @@ fn failures(samples: &Samples) -> String {
         if let Some(first) = of_arm.flat_map(|sample| &sample.burst.failures).next() {
             html +=
                 &format!("<li>{}: {count} failures; first: {}</li>\n", arm.name(), escape(first));
+        }
+    }
+    for measurement in &samples.measurements {
+        if let Some(first) = measurement.failures.first() {
+            let (arm, id, x) = (measurement.arm.name(), &measurement.experiment, &measurement.x);
+            let (round, count) = (measurement.round + 1, measurement.failures.len());
+            html += &format!(
+                "<li>{arm}, {id} at {x}, round {round}: {count} failures; first: {}</li>\n",
+                escape(first)
+            );
         }
     }
     if !html.contains("<li>") {
@@ -145,16 +194,16 @@ fn table_of(rows: &Rows) -> String {
 mod tests {
     use super::*;
     use crate::compare::report::charts;
-    use crate::compare::report::tests::samples;
+    use crate::compare::report::tests::{samples, with_flows};
 
     #[test]
     fn the_page_has_every_table_and_picture_and_needs_nothing_else() {
         // Too slow for one of the targets.
-        let samples = samples(180);
+        let samples = Samples { bursts: samples(180).bursts, ..with_flows(30.0) };
         let charts = charts::all(&samples);
-        let page = page(&samples, &charts);
+        let page = page(&samples);
         assert_eq!(page.matches("<svg").count(), charts.len());
-        assert_eq!(page.matches("<table>").count(), 2 + samples.parameters.pods.len());
+        assert_eq!(page.matches("<table>").count(), 2 + samples.parameters.pods.len() + 3);
         assert!(page.contains("class=\"met\">met<") && page.contains("class=\"MISSED\">MISSED<"));
         assert!(page.contains("not on this kernel: ipvlan"));
         assert!(page.contains("1 failures; first: pod 0: &lt;refused&gt;"), "{page}");

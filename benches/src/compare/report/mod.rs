@@ -5,7 +5,10 @@
 pub mod charts;
 pub mod csv;
 pub mod diff;
+mod flow_charts;
+pub mod flow_table;
 pub mod html;
+mod lines;
 pub mod svg;
 pub mod table;
 pub mod targets;
@@ -31,7 +34,8 @@ pub fn draw(samples: &Samples, out: &Path) -> Result<()> {
         write(out, &format!("{}.svg", chart.name), &chart.svg)?;
     }
     write(out, "samples.csv", &csv::text(samples))?;
-    write(out, "report.html", &html::page(samples, &charts))
+    write(out, "flows.csv", &csv::flows(samples))?;
+    write(out, "report.html", &html::page(samples))
 }
 
 /// Writes the samples.
@@ -51,9 +55,11 @@ fn write(folder: &Path, name: &str, text: &str) -> Result<()> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::compare::arms::ArmKind::{self, CniBridge, Ipvlan, Kata, Netns, Slipway};
+    use crate::compare::arms::ArmKind::{self, CniBridge, Ipvlan, Kata, Netns, Slipway, Veth};
     use crate::compare::burst::{Burst, Times};
     use crate::compare::count::{Count, Methods};
+    use crate::compare::flows::experiment::Endpoints;
+    use crate::compare::flows::measurement::{Absence, Measurement};
     use crate::compare::samples::{FORMAT, Parameters, Sample};
     use crate::machine::Machine;
 
@@ -107,7 +113,15 @@ pub(crate) mod tests {
         Samples {
             format: FORMAT,
             machine: Machine::here(),
-            parameters: Parameters { arms, pods, rounds: 3, parallel: 32, seed: 1 },
+            parameters: Parameters {
+                arms,
+                figures: vec![],
+                quick: false,
+                pods,
+                rounds: 3,
+                parallel: 32,
+                seed: 1,
+            },
             absent: vec![(Ipvlan, how("not on this kernel: ipvlan"))],
             failures: vec![],
             bursts,
@@ -117,14 +131,69 @@ pub(crate) mod tests {
                 waits: how("not counted: no such tracepoint"),
             },
             counts: vec![count(Slipway, &[]), count(CniBridge, &[("NetNS", 50), ("bridge", 1000)])],
+            measurements: vec![],
+            absences: vec![],
         }
+    }
+
+    /// The same with data-plane figures of two arms: ours has `gbit_per_s`, the bridge 20, and what a
+    /// round of another arm took was the hypervisor's.
+    pub(crate) fn with_flows(gbit_per_s: f64) -> Samples {
+        let mut samples = samples(100);
+        samples.parameters.arms.insert(1, Veth);
+        for round in 0..3 {
+            for (place, (arm, rate)) in
+                [(Slipway, gbit_per_s), (Veth, 20.0)].into_iter().enumerate()
+            {
+                for x in ["10", "50"] {
+                    let clients: Vec<_> = (0..x.parse().unwrap()).map(f64::from).collect();
+                    let share = |n: &f64| (10.0 + n) / 100.0;
+                    let completion = |n: &f64| 100.0 + n;
+                    let distribution = |id: &str| match id {
+                        "throughput" => {
+                            ("per_client_gbit_per_s", clients.iter().map(share).collect())
+                        }
+                        _ => ("completion_ms", clients.iter().map(completion).collect()),
+                    };
+                    for id in ["throughput", "completion"] {
+                        let (key, list): (_, Vec<f64>) = distribution(id);
+                        let values: [(&str, f64); 4] = [
+                            ("gbit_per_s", rate + round as f64),
+                            ("max_over_min", 3.0),
+                            ("retransmitted_per_gbyte", 7.0),
+                            ("p99_ms", if x == "50" { 130.0 } else { 100.0 }),
+                        ];
+                        let values = values.map(|(key, value)| (key.to_owned(), value));
+                        samples.measurements.push(Measurement {
+                            experiment: id.to_owned(),
+                            arm,
+                            x: x.to_owned(),
+                            round,
+                            place,
+                            values: values.into(),
+                            distributions: [(key.to_owned(), list)].into(),
+                            repeated: usize::from(round == 0),
+                            discarded: None,
+                            failures: vec![],
+                        });
+                    }
+                }
+            }
+        }
+        let mut stolen = samples.measurements[0].clone();
+        stolen.discarded = Some("the hypervisor took 9 % of the window".to_owned());
+        stolen.values.insert("gbit_per_s".to_owned(), 1000.0);
+        samples.measurements.push(stolen);
+        let reason = "not on this kernel: ipvlan".to_owned();
+        samples.absences.push(Absence { endpoints: Endpoints::Container, arm: Ipvlan, reason });
+        samples
     }
 
     #[test]
     fn every_file_is_drawn_from_what_was_stored() {
         let folder = tempfile::tempdir().unwrap();
         let (first, second) = (folder.path().join("a"), folder.path().join("b"));
-        let samples = samples(100);
+        let samples = with_flows(30.0);
         store(&samples, &first).unwrap();
         draw(&samples, &first).unwrap();
         let read = Samples::read(&first.join(SAMPLES)).unwrap();
@@ -145,6 +214,6 @@ pub(crate) mod tests {
         let folder = tempfile::tempdir().unwrap();
         store(&Samples { format: FORMAT + 1, ..samples(100) }, folder.path()).unwrap();
         let error = Samples::read(&folder.path().join(SAMPLES)).unwrap_err();
-        assert!(format!("{error:#}").contains("format 2, not 1"), "{error:#}");
+        assert!(format!("{error:#}").contains("format 3, not 2"), "{error:#}");
     }
 }

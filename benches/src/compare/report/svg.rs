@@ -4,13 +4,13 @@ use std::fmt::Write as _;
 
 use crate::compare::arms::ArmKind;
 
-const LEFT: f64 = 110.0;
-const PLOT: f64 = 480.0;
+pub(super) const LEFT: f64 = 110.0;
+pub(super) const PLOT: f64 = 480.0;
 const RIGHT: f64 = 190.0;
-const TOP: f64 = 36.0;
-const BOTTOM: f64 = 40.0;
-const ROW: f64 = 18.0;
-const CURVES: f64 = 300.0;
+pub(super) const TOP: f64 = 36.0;
+pub(super) const BOTTOM: f64 = 40.0;
+pub(super) const ROW: f64 = 18.0;
+pub(super) const CURVES: f64 = 300.0;
 /// Marks on an axis, about.
 const TICKS: f64 = 5.0;
 /// Of the parts of a bar.
@@ -96,8 +96,9 @@ pub fn bars(title: &str, axis: &str, parts: &[&str], rows: &[Bar]) -> String {
     svg + "</svg>\n"
 }
 
-/// Cumulative distributions over a logarithmic axis; what is not above zero is left out.
-pub fn curves(title: &str, axis: &str, series: &[(ArmKind, Vec<f64>)]) -> String {
+/// Cumulative distributions over a logarithmic axis, as shares of `of`; what is not above zero is left
+/// out.
+pub fn curves(title: &str, axis: &str, of: &str, series: &[(ArmKind, Vec<f64>)]) -> String {
     let all = || series.iter().flat_map(|(_, samples)| samples.iter().filter(|s| **s > 0.0));
     let least = all().copied().fold(f64::MAX, f64::min);
     let most = all().copied().fold(f64::MIN_POSITIVE, f64::max);
@@ -126,8 +127,9 @@ pub fn curves(title: &str, axis: &str, series: &[(ArmKind, Vec<f64>)]) -> String
     }
     let _ = writeln!(
         svg,
-        "<text transform=\"translate(60 {:.1}) rotate(-90)\" text-anchor=\"middle\">share of pods</text>",
-        TOP + CURVES / 2.0
+        "<text transform=\"translate(60 {:.1}) rotate(-90)\" text-anchor=\"middle\">share of {}</text>",
+        TOP + CURVES / 2.0,
+        escape(of)
     );
     for (index, (arm, samples)) in series.iter().enumerate() {
         let mut sorted: Vec<_> = samples.iter().filter(|s| **s > 0.0).copied().collect();
@@ -154,7 +156,7 @@ pub fn curves(title: &str, axis: &str, series: &[(ArmKind, Vec<f64>)]) -> String
     svg + "</svg>\n"
 }
 
-fn open(title: &str, height: f64) -> String {
+pub(super) fn open(title: &str, height: f64) -> String {
     let width = LEFT + PLOT + RIGHT;
     format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" \
@@ -181,7 +183,7 @@ fn linear_axis(
     name_axis(svg, bottom, name);
 }
 
-fn mark(svg: &mut String, x: f64, top: f64, bottom: f64, text: &str) {
+pub(super) fn mark(svg: &mut String, x: f64, top: f64, bottom: f64, text: &str) {
     let _ = writeln!(
         svg,
         "<path d=\"M{x:.1} {top:.1}V{:.1}\" stroke=\"#dddddd\"/>\
@@ -191,7 +193,7 @@ fn mark(svg: &mut String, x: f64, top: f64, bottom: f64, text: &str) {
     );
 }
 
-fn name_axis(svg: &mut String, bottom: f64, name: &str) {
+pub(super) fn name_axis(svg: &mut String, bottom: f64, name: &str) {
     let _ = writeln!(
         svg,
         "<text x=\"{}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
@@ -202,7 +204,7 @@ fn name_axis(svg: &mut String, bottom: f64, name: &str) {
 }
 
 /// A round distance between marks.
-fn step(most: f64) -> f64 {
+pub(super) fn step(most: f64) -> f64 {
     if most <= 0.0 {
         return 1.0;
     }
@@ -213,7 +215,7 @@ fn step(most: f64) -> f64 {
 }
 
 /// Without what floating point adds.
-fn number(value: f64) -> String {
+pub(super) fn number(value: f64) -> String {
     let text = format!("{value:.4}");
     let text = text.trim_end_matches('0').trim_end_matches('.');
     if text.is_empty() { "0".to_owned() } else { text.to_owned() }
@@ -224,7 +226,7 @@ pub fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 
-const fn colour(arm: ArmKind) -> &'static str {
+pub(super) const fn colour(arm: ArmKind) -> &'static str {
     match arm {
         ArmKind::Slipway => "#2b7a78",
         ArmKind::Netns => "#999999",
@@ -263,11 +265,11 @@ mod tests {
 
     #[test]
     fn a_curve_rises_from_its_least_sample_to_its_greatest() {
-        let svg = curves("t", "ms", &[(ArmKind::Veth, vec![100.0, 1.0, 0.0, 10.0])]);
+        let svg = curves("t", "ms", "pods", &[(ArmKind::Veth, vec![100.0, 1.0, 0.0, 10.0])]);
         let (left, right) = (LEFT, LEFT + PLOT);
         assert!(svg.contains(&format!("M{left:.1} {:.1}", TOP + CURVES * 2.0 / 3.0)), "{svg}");
         assert!(svg.contains(&format!("L{right:.1} {TOP:.1}\"")), "{svg}");
-        assert!(curves("t", "ms", &[]).ends_with("</svg>\n"));
+        assert!(curves("t", "ms", "pods", &[]).ends_with("</svg>\n"));
     }
 
     #[test]

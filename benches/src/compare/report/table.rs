@@ -1,6 +1,8 @@
 //! Tables for a terminal, and their cells for the page.
 
+use super::flow_table;
 use crate::compare::arms::ArmKind;
+use crate::compare::claims;
 use crate::compare::count::{ByName, without_namespaces};
 use crate::compare::samples::Samples;
 use crate::compare::summary::Figure;
@@ -89,9 +91,32 @@ pub fn targets(samples: &Samples) -> Rows {
     [head].into_iter().chain(rows).collect()
 }
 
+/// What the literature says, and whether it is so here.
+pub fn claims(samples: &Samples) -> Rows {
+    let head = ["claim", "reproduced here?", "by", "slipway"].map(String::from).to_vec();
+    let rows = claims::all(samples).into_iter().map(|claim| {
+        vec![claim.text.to_owned(), claim.verdict.name().to_owned(), claim.others, claim.slipway]
+    });
+    [head].into_iter().chain(rows).collect()
+}
+
 /// All of it.
 pub fn all(samples: &Samples) -> String {
     let mut text = format!("{}\n\n", samples.machine);
+    text += &flow_table::all(samples);
+    let claims = claims(samples);
+    if claims.len() > 1 {
+        text += &format!("{}\n", markdown(&claims));
+    }
+    if !samples.parameters.pods.is_empty() {
+        text += &startup(samples);
+    }
+    let targets = targets(samples);
+    if targets.len() > 1 { text + &markdown(&targets) } else { text }
+}
+
+fn startup(samples: &Samples) -> String {
+    let mut text = String::new();
     for &pods in &samples.parameters.pods {
         text += &format!(
             "{pods} pods at once: median (95 % interval) of {} rounds\n\n{}\n",
@@ -102,12 +127,11 @@ pub fn all(samples: &Samples) -> String {
     let methods = &samples.methods;
     text += &format!(
         "For a pod, in a pass of its own\n\n{}\nrtnetlink messages: {}\nRTNL acquisitions: {}\n\
-         RTNL waits: {}\n\n{}",
+         RTNL waits: {}\n\n",
         markdown(&counts(samples)),
         methods.messages,
         methods.acquisitions,
-        methods.waits,
-        markdown(&targets(samples))
+        methods.waits
     );
     text
 }

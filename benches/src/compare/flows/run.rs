@@ -1,0 +1,234 @@
+//! The rounds of the data plane.
+//!
+//! ```text
+//!  warm-up   arm a: the first point; arm b; ...                thrown away
+//!  round 1   arm a: set up, all points, fewest pairs first, taken down; arm b; ...
+//!  round 2   arm b ...                                         each round in another order
+//! ```
+//! Pods are added as points need them, so that a point with one pair has one pair on the node.
+
+use anyhow::{Context as _, Result};
+use dataplane::clock;
+
+use super::experiment::{Endpoints, Experiment, Point};
+use super::measurement::{Absence, Measurement, Reading};
+use crate::compare::apart::Apart;
+use crate::compare::arms::ArmKind;
+use crate::compare::samples::Samples;
+use crate::order::order;
+use crate::steal::{Watched, watch};
+use crate::{interrupt, runner};
+
+/// A kind of endpoints.
+pub trait Bench {
+    /// Which.
+    fn endpoints(&self) -> Endpoints;
+
+    /// Why an arm is not in its figures, if it is not.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    fn absence(&self, arm: ArmKind) -> Result<Option<String>>;
+
+    /// Sets an arm up, without pods.
+    ///
+    /// # Errors
+    /// In the words of whoever refuses.
+    fn start<'a>(&'a self, host: &'a Apart, arm: ArmKind) -> Result<Box<dyn Node + 'a>>;
+}
+
+/// An arm that is up.
+pub trait Node {
+    /// Measures a point; pods that it needs and are not there yet are added first.
+    ///
+    /// # Errors
+    /// Nothing can be measured here. What single clients say is part of the reading.
+    fn measure(&mut self, experiment: &Experiment, point: &Point) -> Result<Reading>;
+
+    /// Takes everything back.
+    ///
+    /// # Errors
+    /// Something does not end.
+    fn stop(self: Box<Self>) -> Result<()>;
+}
+
+/// Measures all `experiments` of the bench's kind, and enters them into `samples`.
+///
+/// # Errors
+/// Someone wants us to end, or the kernel does not tell what is to be measured. What an arm fails at
+/// stands in the samples.
+pub fn run(
+    host: &Apart,
+    samples: &mut Samples,
+    bench: &dyn Bench,
+    experiments: &[&'static Experiment],
+) -> Result<()> {
+    let (endpoints, quick) = (bench.endpoints(), samples.parameters.quick);
+    let points = points(endpoints, experiments, quick);
+    let Some(first) = points.first().copied() else { return Ok(()) };
+    let mut arms = Vec::new();
+    for &arm in &samples.parameters.arms {
+        match bench.absence(arm)? {
+            None => arms.push(arm),
+            Some(reason) => samples.absences.push(Absence { endpoints, arm, reason }),
+        }
+    }
+    let rounds = samples.parameters.rounds;
+    let mut progress = Progress {
+        group: endpoints.group(),
+        all: arms.len() * (1 + rounds * points.len()),
+        done: 0,
+        begin: clock::ticks(),
+    };
+    let mut working = Vec::new();
+    for arm in arms {
+        let mut trial = Vec::new();
+        let visit = Visit { host, bench, arm, round: 0, place: 0 };
+        let outcome = visit.run(&[first], &mut progress, &mut trial).map_err(|e| format!("{e:#}"));
+        let failure = trial.iter().find_map(|m| m.failures.first().cloned());
+        match outcome.and(failure.map_or(Ok(()), Err)) {
+            Ok(()) => working.push(arm),
+            Err(error) => {
+                interrupt::check()?;
+                let reason = format!("does not work here: {error}");
+                eprintln!("FAILED: {}: {reason}", arm.name());
+                samples.absences.push(Absence { endpoints, arm, reason });
+            }
+        }
+    }
+    progress.all = working.len() * rounds * points.len() + progress.done;
+    for round in 0..rounds {
+        for (place, at) in order(working.len(), round).into_iter().enumerate() {
+            let visit = Visit { host, bench, arm: working[at], round, place };
+            if let Err(error) = visit.run(&points, &mut progress, &mut samples.measurements) {
+                interrupt::check()?;
+                let what = format!("{} ({}): {error:#}", working[at].name(), endpoints.words());
+                eprintln!("FAILED: {what}");
+                samples.failures.push(what);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What is measured on a node, in this order.
+fn points(
+    endpoints: Endpoints,
+    experiments: &[&'static Experiment],
+    quick: bool,
+) -> Vec<(&'static Experiment, &'static Point)> {
+    let of_kind = experiments.iter().filter(|experiment| experiment.endpoints == endpoints);
+    let each = |experiment: &&'static Experiment| {
+        let experiment = *experiment;
+        experiment.points(quick).map(move |point| (experiment, point))
+    };
+    let mut points: Vec<_> = of_kind.flat_map(each).collect();
+    points.sort_by_key(|(_, point)| point.pairs);
+    points
+}
+
+/// One arm's turn in a round.
+struct Visit<'a> {
+    host: &'a Apart,
+    bench: &'a dyn Bench,
+    arm: ArmKind,
+    round: usize,
+    place: usize,
+}
+
+impl Visit<'_> {
+    fn run(
+        &self,
+        points: &[(&'static Experiment, &'static Point)],
+        progress: &mut Progress,
+        measurements: &mut Vec<Measurement>,
+    ) -> Result<()> {
+        interrupt::check()?;
+        let before = self.host.devices()?;
+        let end = progress.done + points.len();
+        let node = self.bench.start(self.host, self.arm);
+        let mut node = node.with_context(|| format!("Failed to prepare {}", self.arm.name()))?;
+        let outcome = points.iter().try_for_each(|(experiment, point)| {
+            interrupt::check()?;
+            progress.step(self.round, self.arm, experiment, point);
+            let watched = watch(|| node.measure(experiment, point));
+            let watched = watched.or_else(|error| {
+                interrupt::check()?;
+                // A finding: it stands in the arm's column.
+                let failures = vec![format!("{error:#}")];
+                let outcome = Reading { failures, ..Reading::default() };
+                anyhow::Ok(Watched { outcome, repeated: 0, discarded: None })
+            })?;
+            measurements.push(self.measurement(experiment, point, watched));
+            anyhow::Ok(())
+        });
+        // What was not reached is done, too.
+        progress.done = end;
+        let stopped = node.stop();
+        outcome.and(stopped)?;
+        let left: Vec<_> = self.host.devices()?.difference(&before).cloned().collect();
+        anyhow::ensure!(left.is_empty(), "devices are left: {}", left.join(", "));
+        Ok(())
+    }
+
+    fn measurement(
+        &self,
+        experiment: &Experiment,
+        point: &Point,
+        watched: Watched<Reading>,
+    ) -> Measurement {
+        let Watched { outcome: Reading { values, distributions, failures }, repeated, discarded } =
+            watched;
+        if let Some(first) = failures.first() {
+            let (arm, id) = (self.arm.name(), experiment.id);
+            eprintln!("FAILED: {} of {arm}, {id} at {}: {first}", failures.len(), point.x);
+        }
+        Measurement {
+            experiment: experiment.id.to_owned(),
+            arm: self.arm,
+            x: point.x.to_owned(),
+            round: self.round,
+            place: self.place,
+            values,
+            distributions,
+            repeated,
+            discarded,
+            failures,
+        }
+    }
+}
+
+/// How far we are, in points.
+struct Progress {
+    group: &'static str,
+    all: usize,
+    done: usize,
+    begin: u64,
+}
+
+impl Progress {
+    fn step(&mut self, round: usize, arm: ArmKind, experiment: &Experiment, point: &Point) {
+        let passed_s = (clock::ticks() - self.begin) / clock::ticks_per_us() / 1_000_000;
+        let left = runner::seconds_left(passed_s, self.done, self.all);
+        let percent = 100 * self.done / self.all;
+        let (group, arm, id, x) = (self.group, arm.name(), experiment.id, point.x);
+        eprintln!("[{percent:>3} %] {group}, round {}: {arm}, {id} at {x}{left}", round + 1);
+        self.done += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compare::flows::experiment::all;
+
+    #[test]
+    fn points_come_by_their_pairs_and_quick_runs_have_fewer() {
+        let experiments: Vec<_> = all().collect();
+        let of = |quick| points(Endpoints::Container, &experiments, quick);
+        let (full, quick) = (of(false), of(true));
+        assert!(quick.len() < full.len() && !quick.is_empty());
+        assert!(full.windows(2).all(|pair| pair[0].1.pairs <= pair[1].1.pairs));
+        assert!(points(Endpoints::Container, &[], false).is_empty());
+    }
+}
