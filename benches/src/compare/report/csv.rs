@@ -19,6 +19,7 @@ pub fn text(samples: &Samples) -> String {
             }
         }
         let _ = writeln!(text, "{head},,failures,,{}", burst.failures.len());
+        let _ = writeln!(text, "{head},,discarded,,{}", u8::from(sample.discarded.is_some()));
         let _ = writeln!(text, "{head},,stolen,ms,{}", burst.stolen_ms);
         for (pod, times) in burst.times.iter().enumerate() {
             let _ = writeln!(text, "{head},{pod},waited,us,{}", times.waited_us);
