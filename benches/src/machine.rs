@@ -56,6 +56,8 @@ fn packages() -> Vec<String> {
         "openvswitch-switch-dpdk",
         "dpdk",
         "containernetworking-plugins",
+        "iperf3",
+        "sockperf",
     ]);
     let shown = query.output().map(|output| output.stdout).unwrap_or_default();
     String::from_utf8_lossy(&shown).lines().map(str::to_owned).collect()

@@ -81,7 +81,9 @@ impl Purpose {
             Self::Bench => {
                 &[OVS, "dpdk", "librte-net-vhost23", "librte-net-virtio23", "librte-mempool-ring23"]
             }
-            Self::Compare => &[OVS, "containernetworking-plugins", "bpftrace"],
+            Self::Compare => {
+                &[OVS, "containernetworking-plugins", "bpftrace", "iperf3", "sockperf", "ethtool"]
+            }
             Self::Count => &["valgrind"],
         }
     }

@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use benches::compare::apart::Apart;
 use benches::compare::arms::{ArmKind, Programs};
 use benches::compare::figures::Figures;
+use benches::compare::flows::{self, containers::Containers};
 use benches::compare::report::{self, diff, table};
 use benches::compare::run;
 use benches::compare::samples::{Parameters, Samples};
@@ -42,6 +43,9 @@ struct Arguments {
     /// Pods at once, a burst for each number [default: 50,200,400, or 50 with --quick]
     #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=1000))]
     pods: Vec<u16>,
+    /// Leave out points of the data plane with more pairs of pods
+    #[arg(long)]
+    pairs: Option<u16>,
     /// Threads that set pods up
     #[arg(long, default_value_t = PARALLEL, value_parser = clap::value_parser!(u16).range(1..=1000))]
     parallel: u16,
@@ -57,6 +61,9 @@ struct Arguments {
     /// Its plugin [default: the one beside this program]
     #[arg(long)]
     slipway_cni: Option<PathBuf>,
+    /// What `cargo xtask compare` measured of whole pods
+    #[arg(long, value_name = "FILE")]
+    pods_measured: Option<PathBuf>,
     /// Where the folder of results goes [default: benches/results]
     #[arg(long)]
     out: Option<PathBuf>,
@@ -111,10 +118,13 @@ fn run(arguments: Arguments) -> Result<()> {
         pods = if arguments.quick { vec![PODS[0]] } else { PODS.to_vec() };
     }
     let rounds = arguments.rounds.unwrap_or(if arguments.quick { QUICK_ROUNDS } else { ROUNDS });
+    let congestion_control = fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control");
     let parameters = Parameters {
         arms,
         figures: arguments.figures,
         quick: arguments.quick,
+        pairs: arguments.pairs.map(usize::from),
+        congestion_control: congestion_control.unwrap_or_default().trim().to_owned(),
         pods,
         rounds: rounds.into(),
         parallel: arguments.parallel.into(),
@@ -125,6 +135,9 @@ fn run(arguments: Arguments) -> Result<()> {
     if figures.startup {
         run::run(&host, &mut samples, &programs)?;
     }
+    let containers = Containers::new(programs, arguments.quick);
+    flows::run::run(&host, &mut samples, &containers, &figures.experiments)?;
+    flows::pods::enter(&mut samples, &figures.experiments, arguments.pods_measured.as_deref())?;
     let out = out.join(format!("compare-{}", samples.machine.unix_ms));
     // What was measured first: a report can be drawn again.
     report::store(&samples, &out)?;

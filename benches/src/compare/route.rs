@@ -32,6 +32,7 @@ const TCA_ACT_KIND: u16 = 1;
 const TCA_ACT_OPTIONS: u16 = 2;
 const TCA_MIRRED_PARMS: u16 = 2;
 const TCA_EGRESS_REDIR: u32 = 1;
+const TCA_INGRESS_REDIR: u32 = 3;
 const TC_ACT_STOLEN: u32 = 4;
 const TC_H_INGRESS: u32 = 0xffff_fff1;
 const INGRESS_HANDLE: u32 = 0xffff_0000;
@@ -111,6 +112,15 @@ pub enum Match {
     Any,
     /// Those to an address.
     To([u8; 4]),
+}
+
+/// How a redirected packet meets the device.
+#[derive(Debug, Clone, Copy)]
+pub enum Way {
+    /// It is sent there.
+    Out,
+    /// As if it was received there.
+    In,
 }
 
 /// A socket.
@@ -238,6 +248,22 @@ impl Route {
         self.request(message)
     }
 
+    /// A neighbour that need not be asked for.
+    ///
+    /// # Errors
+    /// The kernel's word.
+    pub fn neighbour(&self, index: u32, address: [u8; 4], mac: [u8; 6]) -> Result<(), Errno> {
+        let mut message = Message::new(libc::RTM_NEWNEIGH, libc::NLM_F_CREATE | libc::NLM_F_EXCL);
+        // `struct ndmsg`.
+        message.0.extend([libc::AF_INET as u8, 0, 0, 0]);
+        message.0.extend(index.to_ne_bytes());
+        message.0.extend(libc::NUD_PERMANENT.to_ne_bytes());
+        message.0.extend([0, 0]);
+        message.attribute(libc::NDA_DST, &address);
+        message.attribute(libc::NDA_LLADDR, &mac);
+        self.request(message)
+    }
+
     /// A qdisc for what a device receives.
     ///
     /// # Errors
@@ -250,13 +276,17 @@ impl Route {
         self.request(message)
     }
 
-    /// Sends what device `from` receives, if it matches, out of device `to` (u32 and mirred).
+    /// Gives what device `from` receives, if it matches, to device `to` (u32 and mirred).
     ///
     /// # Errors
     /// The kernel's word.
-    pub fn redirect(&self, from: u32, to: u32, which: Match) -> Result<(), Errno> {
+    pub fn redirect(&self, from: u32, to: u32, way: Way, which: Match) -> Result<(), Errno> {
         let flags = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
         let mut message = Message::new(libc::RTM_NEWTFILTER, flags);
+        let direction = match way {
+            Way::Out => TCA_EGRESS_REDIR,
+            Way::In => TCA_INGRESS_REDIR,
+        };
         let protocol = match which {
             Match::Any => libc::ETH_P_ALL as u16,
             Match::To(_) => libc::ETH_P_IP as u16,
@@ -284,7 +314,7 @@ impl Route {
                     action.text(TCA_ACT_KIND, "mirred");
                     action.nested(TCA_ACT_OPTIONS, |mirred| {
                         // `struct tc_mirred`: index, capab, action, refcnt, bindcnt, eaction, ifindex.
-                        let words = [0, 0, TC_ACT_STOLEN, 0, 0, TCA_EGRESS_REDIR, to];
+                        let words = [0, 0, TC_ACT_STOLEN, 0, 0, direction, to];
                         let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_ne_bytes()).collect();
                         mirred.attribute(TCA_MIRRED_PARMS, &bytes);
                     });

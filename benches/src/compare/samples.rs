@@ -49,6 +49,10 @@ pub struct Parameters {
     pub figures: Vec<String>,
     /// Fewer points and shorter windows.
     pub quick: bool,
+    /// Points of the data plane with more pairs were left out.
+    pub pairs: Option<usize>,
+    /// TCP's congestion control, as the kernel presets it.
+    pub congestion_control: String,
     /// Pods at once, a burst for each of these; none without the start-up figures.
     pub pods: Vec<usize>,
     /// Rounds that count. One more, with the fewest pods, warms up.

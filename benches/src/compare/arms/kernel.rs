@@ -13,7 +13,7 @@ use nix::net::if_::if_nametoindex;
 use super::{Arm, ArmKind, Held};
 use crate::compare::apart::{Apart, tap_file};
 use crate::compare::pod::{GATEWAY, INTERFACE, PREFIX, Pod};
-use crate::compare::route::{Match, NewLink, Route};
+use crate::compare::route::{Match, NewLink, Route, Way};
 
 const BRIDGE: &str = "cmp-br";
 /// One end of a veth pair.
@@ -31,6 +31,8 @@ pub struct Kernel<'a> {
     host: &'a Apart,
     /// Number of the bridge or of the uplink.
     base: u32,
+    /// tc-routing: whether what pods send meets the uplink's filters, and so may be for another pod.
+    is_local: bool,
 }
 
 impl<'a> Kernel<'a> {
@@ -55,7 +57,12 @@ impl<'a> Kernel<'a> {
         if kind == ArmKind::TcRouting {
             route.ingress(base).context("Failed to make the ingress qdisc of the uplink")?;
         }
-        Ok(Self { kind, host, base })
+        Ok(Self { kind, host, base, is_local: false })
+    }
+
+    /// tc-routing with pods that reach each other.
+    pub fn start_routing_locally(host: &'a Apart) -> Result<Self> {
+        Ok(Self { is_local: true, ..Self::start(ArmKind::TcRouting, host)? })
     }
 
     fn add_on_uplink(&self, pod: &Pod, kind: &str) -> Result<()> {
@@ -81,8 +88,9 @@ impl<'a> Kernel<'a> {
     fn route_by_filters(&self, pod: &Pod) -> Result<()> {
         let (route, end) = (Route::open()?, if_nametoindex(host_end(pod).as_str())?);
         route.ingress(end).context("Failed to make an ingress qdisc")?;
-        route.redirect(end, self.base, Match::Any).context("Failed to make a filter")?;
-        let inwards = route.redirect(self.base, end, Match::To(pod.address()));
+        let way = if self.is_local { Way::In } else { Way::Out };
+        route.redirect(end, self.base, way, Match::Any).context("Failed to make a filter")?;
+        let inwards = route.redirect(self.base, end, Way::Out, Match::To(pod.address()));
         inwards.context("Failed to make a filter on the uplink")
     }
 
@@ -95,7 +103,9 @@ impl<'a> Kernel<'a> {
             let ends = [if_nametoindex(INTERFACE)?, if_nametoindex(TAP)?];
             for (from, to) in [(ends[0], ends[1]), (ends[1], ends[0])] {
                 route.ingress(from).context("Failed to make an ingress qdisc")?;
-                route.redirect(from, to, Match::Any).context("Failed to make a filter")?;
+                route
+                    .redirect(from, to, Way::Out, Match::Any)
+                    .context("Failed to make a filter")?;
             }
             Ok(Held::Tap(tap))
         })

@@ -19,9 +19,9 @@
 //! method is called, and when it returns.
 
 mod cni;
-mod kernel;
+pub(super) mod kernel;
 mod ovs;
-mod slipway;
+pub(super) mod slipway;
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -176,6 +176,15 @@ pub enum Held {
     Guest(Box<Guest>),
 }
 
+/// What polling threads did so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Polled {
+    /// Ticks in rounds that found frames.
+    pub busy_ticks: u64,
+    /// Frames that they forwarded; one may have many segments.
+    pub frames: u64,
+}
+
 /// A prepared host.
 pub trait Arm: Sync {
     /// Gives `pod` its interface: what a CNI plugin does. Returns the vhost-user socket, if it has one.
@@ -214,6 +223,20 @@ pub trait Arm: Sync {
     /// Processes whose time is charged to this arm, besides ours and our children's.
     fn daemons(&self) -> Vec<u32> {
         Vec::new()
+    }
+
+    /// The core that a polling thread of its has; pods run on the others, as on a node that is set up
+    /// for it.
+    fn own_core(&self) -> Option<usize> {
+        None
+    }
+
+    /// What its polling threads did so far; `None`: it has none that tell.
+    ///
+    /// # Errors
+    /// They do not answer.
+    fn polled(&self) -> Result<Option<Polled>> {
+        Ok(None)
     }
 
     /// Takes everything back.

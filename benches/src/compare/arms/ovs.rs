@@ -111,6 +111,8 @@ impl Arm for Ovs<'_> {
     }
 
     fn stop(self: Box<Self>) -> Result<()> {
-        self.ovs.stop()
+        // Its devices are persistent taps, which a daemon that ends leaves behind.
+        let deleted = self.vsctl(&["del-br", BRIDGE]);
+        self.ovs.stop().and(deleted.map(drop))
     }
 }

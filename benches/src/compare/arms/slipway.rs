@@ -20,6 +20,9 @@ use crate::compare::pod::Pod;
 use crate::peer::program::{LIMIT, Service};
 use crate::rig::cores;
 
+/// What its API listens on, in its folder.
+const SOCKET: &str = "slipwayd.sock";
+
 /// A running switch.
 pub struct Slipway<'a> {
     host: &'a Apart,
@@ -32,30 +35,37 @@ pub struct Slipway<'a> {
 }
 
 impl<'a> Slipway<'a> {
-    /// Starts it with its preset configuration, polling on the last core.
+    /// Starts it.
     pub fn start(host: &'a Apart, programs: &Programs) -> Result<Self> {
-        let folder = host.folder("slipwayd")?;
-        let (first, last) = cores()?;
-        let args = vec![
-            // As it comes, whatever this machine's own is set to.
-            "--config".into(),
-            "/dev/null".into(),
-            "--cores".into(),
-            last.to_string().into(),
-            "--run-dir".into(),
-            folder.path().into(),
-        ];
-        let cores: Vec<_> = (first..=last).collect();
-        let service = Service::start("slipwayd", &programs.slipwayd, args, &[], &cores, None)?;
-        let socket = folder.path().join("slipwayd.sock");
-        let client = Client::new(&socket).with_timeout(LIMIT);
-        service.wait_until(|| service.runtime().block_on(client.health()).is_ok())?;
+        let (folder, service, client) = switch(host, programs)?;
         let config = json!({
-            "cniVersion": "1.1.0", "name": "compare", "type": "slipway-cni", "socket": socket,
+            "cniVersion": "1.1.0", "name": "compare", "type": "slipway-cni",
+            "socket": folder.path().join(SOCKET),
         });
         let plugin = programs.slipway_cni.clone();
         Ok(Self { host, service, client, plugin, config, _folder: folder })
     }
+}
+
+/// A switch with its preset configuration, polling on the last core, and who asks it.
+pub fn switch(host: &Apart, programs: &Programs) -> Result<(TempDir, Service, Client)> {
+    let folder = host.folder("slipwayd")?;
+    let (first, last) = cores()?;
+    let args = vec![
+        // As it comes, whatever this machine's own is set to.
+        "--config".into(),
+        "/dev/null".into(),
+        "--cores".into(),
+        last.to_string().into(),
+        "--run-dir".into(),
+        folder.path().into(),
+    ];
+    let cores: Vec<_> = (first..=last).collect();
+    let service = Service::start("slipwayd", &programs.slipwayd, args, &[], &cores, None)?;
+    let socket = folder.path().join(SOCKET);
+    let client = Client::new(&socket).with_timeout(LIMIT);
+    service.wait_until(|| service.runtime().block_on(client.health()).is_ok())?;
+    Ok((folder, service, client))
 }
 
 impl Arm for Slipway<'_> {

@@ -14,7 +14,7 @@ use super::experiment::{Endpoints, Experiment, Point};
 use super::measurement::{Absence, Measurement, Reading};
 use crate::compare::apart::Apart;
 use crate::compare::arms::ArmKind;
-use crate::compare::samples::Samples;
+use crate::compare::samples::{Parameters, Samples};
 use crate::order::order;
 use crate::steal::{Watched, watch};
 use crate::{interrupt, runner};
@@ -63,8 +63,8 @@ pub fn run(
     bench: &dyn Bench,
     experiments: &[&'static Experiment],
 ) -> Result<()> {
-    let (endpoints, quick) = (bench.endpoints(), samples.parameters.quick);
-    let points = points(endpoints, experiments, quick);
+    let endpoints = bench.endpoints();
+    let points = points(endpoints, experiments, &samples.parameters);
     let Some(first) = points.first().copied() else { return Ok(()) };
     let mut arms = Vec::new();
     for &arm in &samples.parameters.arms {
@@ -115,14 +115,15 @@ pub fn run(
 fn points(
     endpoints: Endpoints,
     experiments: &[&'static Experiment],
-    quick: bool,
+    parameters: &Parameters,
 ) -> Vec<(&'static Experiment, &'static Point)> {
     let of_kind = experiments.iter().filter(|experiment| experiment.endpoints == endpoints);
     let each = |experiment: &&'static Experiment| {
         let experiment = *experiment;
-        experiment.points(quick).map(move |point| (experiment, point))
+        experiment.points(parameters.quick).map(move |point| (experiment, point))
     };
     let mut points: Vec<_> = of_kind.flat_map(each).collect();
+    points.retain(|(_, point)| parameters.pairs.is_none_or(|most| point.pairs <= most));
     points.sort_by_key(|(_, point)| point.pairs);
     points
 }
@@ -221,14 +222,19 @@ impl Progress {
 mod tests {
     use super::*;
     use crate::compare::flows::experiment::all;
+    use crate::compare::report::tests::samples;
 
     #[test]
     fn points_come_by_their_pairs_and_quick_runs_have_fewer() {
         let experiments: Vec<_> = all().collect();
-        let of = |quick| points(Endpoints::Container, &experiments, quick);
-        let (full, quick) = (of(false), of(true));
+        let of = |quick, pairs| {
+            let parameters = Parameters { quick, pairs, ..samples(100).parameters };
+            points(Endpoints::Container, &experiments, &parameters)
+        };
+        let (full, quick) = (of(false, None), of(true, None));
         assert!(quick.len() < full.len() && !quick.is_empty());
         assert!(full.windows(2).all(|pair| pair[0].1.pairs <= pair[1].1.pairs));
-        assert!(points(Endpoints::Container, &[], false).is_empty());
+        assert!(of(false, Some(1)).iter().all(|(_, point)| point.pairs == 1));
+        assert!(!of(true, Some(1)).is_empty());
     }
 }

@@ -29,6 +29,15 @@ const METHOD: &[&str] = &[
      the plugins and tools that it ran, and the arm's daemons, polling included. Work that the \
      kernel does in threads of its own is not in it. Slab and memory are what /proc/meminfo grew by; \
      page cache and shared memory, thus guests' memory, are left out.",
+    "The data plane of container endpoints: each client and each server is a thread of this program in its \
+     pod's namespace, so that all of a window begin and end together; throughput is what arrived at the \
+     servers in the window. In each round an arm is set up once and serves all points, those with the \
+     fewest pairs first, pods being added as points need them. Flows of a fixed size have a connection \
+     each, timed from connect to the server's end; clients send flow after flow until the slowest has \
+     done its share, and each client's first ones count. Retransmissions are TCP_INFO's. CPU is the whole \
+     machine's by /proc/stat, polling included: cycles are those of the time-stamp counter. A \
+     window of which the hypervisor took more than 2 % is repeated twice at most, and left out if that does \
+     not help; the column 'discarded' counts both.",
     "An interval is that of 95 % by a bootstrap of the median with a fixed seed. With few rounds it is \
      little more than the range of the samples.",
 ];
@@ -43,6 +52,11 @@ const CAVEATS: &[&str] = &[
      on top, in every arm.",
     "tc-routing sends what the pod sends to the uplink, and what comes in there for the pod's \
      address to the pod, by u32 filters and without a bridge.",
+    "Open vSwitch without its kernel module reads and writes the pods' veth devices as raw sockets do. It \
+     does not fill checksums in, so its pods' kernels do, and with that segmentation offload is off.",
+    "A polling thread of slipway has the last core for its own, as on a node that is set up for it, and \
+     its pods the others; pods of the other arms have all cores. So all arms have the same cores \
+     in all, and on few of them that is a large share. The figure of pinning shows what sharing does.",
     "On a machine that others use, memory and CPU of the kernel's threads are theirs, too; the \
      hypervisor's share is in samples.json for each burst (stolen_ms).",
 ];
@@ -90,6 +104,8 @@ pub fn page(samples: &Samples) -> String {
 /// Figures of the data plane, each with its table and its pictures.
 fn flows(samples: &Samples, kind: Endpoints) -> String {
     let mut html = format!("<h2>The data plane: {}</h2>\n", kind.words());
+    let congestion = &samples.parameters.congestion_control;
+    html += &format!("<p>Congestion control of the kernel's TCP: {}</p>\n", escape(congestion));
     for experiment in samples.experiments() {
         if experiment.endpoints != kind {
             continue;

@@ -118,6 +118,8 @@ pub(crate) mod tests {
                 arms,
                 figures: vec![],
                 quick: false,
+                pairs: None,
+                congestion_control: "cubic".to_owned(),
                 pods,
                 rounds: 3,
                 parallel: 32,

@@ -5,6 +5,7 @@ use crate::compare::flows::experiment::{Curve, Endpoints, Experiment, Point, Qua
 const RATE: Quantity = Quantity::new("gbit_per_s", "throughput", "Gbit/s", 2);
 const JAIN: Quantity = Quantity::new("jain", "Jain", "", 3);
 const SPREAD: Quantity = Quantity::new("max_over_min", "max/min", "", 2);
+const STARVED: Quantity = Quantity::new("starved", "got nothing", "", 0);
 const RETRANSMITTED: Quantity =
     Quantity::new("retransmitted_per_gbyte", "retransmitted", "segments/GB", 1);
 const USER: Quantity = Quantity::new("cpu_user_s", "user", "s", 2);
@@ -64,7 +65,7 @@ pub const EXPERIMENTS: &[Experiment] = &[
             Point::full("40", 40),
             Point::always("50", 50),
         ],
-        table: &[RATE, JAIN, SPREAD, RETRANSMITTED, USER, SYS, SOFTIRQ, CYCLES, BUSY],
+        table: &[RATE, JAIN, SPREAD, STARVED, RETRANSMITTED, USER, SYS, SOFTIRQ, CYCLES, BUSY],
         lines: &[RATE, SPREAD, CYCLES],
         curves: &[Curve {
             key: "per_client_gbit_per_s",
@@ -125,7 +126,7 @@ pub const EXPERIMENTS: &[Experiment] = &[
         id: "round-trips",
         title: "Request and response of 64 B",
         axis: "protocol",
-        points: &[Point::always("TCP", 1), Point::always("UDP", 1)],
+        points: &[Point::always("TCP", 1), Point::full("UDP", 1)],
         table: &[P50_US, P99_US, P999_US],
         lines: &[P50_US, P99_US],
         ..PLAIN
@@ -168,7 +169,7 @@ pub const EXPERIMENTS: &[Experiment] = &[
     },
     Experiment {
         id: "pinning",
-        title: "TCP of one pair by where its two ends run (a PMD has the last core)",
+        title: "TCP of one pair by where its two ends run; a PMD has the last core",
         axis: "cores",
         points: &[
             Point::always("any", 1),
