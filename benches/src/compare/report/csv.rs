@@ -65,8 +65,8 @@ mod tests {
         let text = text(&samples);
         assert!(text.lines().all(|line| line.split(',').count() == 7));
         let of = |start: &str| text.lines().filter(|line| line.starts_with(start)).count();
-        assert_eq!(of("slipway,50,1,"), Figure::ALL.len() + 2 + 4 * 50);
-        assert_eq!(of("cni-bridge,50,1,"), Figure::ALL.len() + 2 + 4 * 49);
+        assert_eq!(of("slipway,50,1,"), Figure::ALL.len() + 3 + 4 * 50);
+        assert_eq!(of("cni-bridge,50,1,"), Figure::ALL.len() + 3 + 4 * 49);
         assert!(text.contains("cni-bridge,50,1,,failures,,1\n"));
     }
 
