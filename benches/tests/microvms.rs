@@ -32,7 +32,7 @@ fn bench() -> &'static Path {
 #[test]
 fn guests_exchange_every_byte_as_it_was_sent_whatever_they_are_attached_to() {
     let _alone = ALONE.lock();
-    let host = Apart::enter().unwrap();
+    let host = Apart::enter(1).unwrap();
     let _pinned = Pinned::to(cores().unwrap().0).unwrap();
     let before = host.devices().unwrap();
     for arm in ALWAYS {

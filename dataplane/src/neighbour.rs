@@ -24,7 +24,7 @@
 //! # Threads
 //! Plain functions of bytes and an immutable table.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::net::{IpAddr, Ipv6Addr};
 
 use crate::flow::L2;
@@ -62,17 +62,40 @@ pub struct Neighbour {
 }
 
 /// Who has which address, by segment.
+///
+/// A sorted list: a new one is made for each port that comes or goes, for all ports there are, which is when
+/// hundreds of pods start at once; a question is rare.
 #[derive(Debug, Clone, Default)]
 pub struct Neighbours {
-    known: HashMap<(u16, IpAddr), Neighbour>,
+    known: Vec<((u16, IpAddr), Neighbour)>,
     /// Segments all of whose addresses are known.
     complete: HashSet<u16>,
+}
+
+impl FromIterator<((u16, IpAddr), Neighbour)> for Neighbours {
+    /// Who has which address in which segment; of several that have one, the last has it.
+    fn from_iter<I: IntoIterator<Item = ((u16, IpAddr), Neighbour)>>(entries: I) -> Self {
+        let mut known = Vec::from_iter(entries);
+        known.sort_by_key(|(key, _)| *key);
+        known.dedup_by(|later, earlier| {
+            let is_same = later.0 == earlier.0;
+            if is_same {
+                earlier.1 = later.1;
+            }
+            is_same
+        });
+        Self { known, complete: HashSet::new() }
+    }
 }
 
 impl Neighbours {
     /// Notes who has an address; whoever had it before has it no more.
     pub fn insert(&mut self, segment: u16, address: IpAddr, neighbour: Neighbour) {
-        self.known.insert((segment, address), neighbour);
+        let key = (segment, address);
+        match self.known.binary_search_by_key(&key, |(known, _)| *known) {
+            Ok(at) => self.known[at].1 = neighbour,
+            Err(at) => self.known.insert(at, (key, neighbour)),
+        }
     }
 
     /// Notes that what is not known in this segment is nobody's.
@@ -82,7 +105,9 @@ impl Neighbours {
 
     /// Who has the address, if that is known.
     pub fn get(&self, segment: u16, address: impl Into<IpAddr>) -> Option<Neighbour> {
-        self.known.get(&(segment, address.into())).copied()
+        let wanted = (segment, address.into());
+        let found = self.known.binary_search_by_key(&wanted, |(key, _)| *key);
+        found.ok().map(|at| self.known[at].1)
     }
 }
 

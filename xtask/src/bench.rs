@@ -6,6 +6,7 @@
 mod ab;
 pub mod compare;
 mod instructions;
+mod pods;
 mod source;
 
 use std::process::Command;

@@ -1,10 +1,10 @@
 //! Where things are: the workspace, cargo's target directory and the programs in it.
 
-use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::{env, fs};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::command::{self, Ending};
 
@@ -38,20 +38,88 @@ pub fn build_slipwayd() -> Result<PathBuf> {
     Ok(build(&[("dataplane", "slipwayd")])?.join("slipwayd"))
 }
 
-/// Builds programs, each of its package, in release, and returns the folder that they are in. Blocks.
+/// Builds programs, each of its package, in release, and returns the folder that they are in: [`PLUGIN`] as a
+/// static program. Blocks.
 ///
 /// # Errors
 /// One does not compile; cargo has said why.
 pub fn build(programs: &[(&str, &str)]) -> Result<PathBuf> {
     let target = target();
+    let folder = target.join("release");
+    let (plugins, others): (Vec<_>, Vec<_>) =
+        programs.iter().partition(|(_, program)| *program == PLUGIN.program);
+    if !plugins.is_empty() {
+        let built = PLUGIN.build(&target)?;
+        fs::create_dir_all(&folder)?;
+        let place = folder.join(PLUGIN.program);
+        // Not over the file that is there: cargo has it under a second name, and it may be running.
+        let fresh = folder.join(".slipway-cni");
+        fs::copy(&built, &fresh).with_context(|| format!("Failed to copy {}", built.display()))?;
+        fs::rename(&fresh, &place)
+            .with_context(|| format!("Failed to replace {}", place.display()))?;
+    }
+    if others.is_empty() {
+        return Ok(folder);
+    }
     let mut build = Command::new(cargo());
     build.args(["build", "--locked", "--release"]);
-    for (package, program) in programs {
+    for (package, program) in others {
         build.args(["--package", package, "--bin", program]);
     }
     build.arg("--target-dir").arg(&target).current_dir(root());
     let status = command::status(&mut build, Ending::Firm)?;
     let names: Vec<_> = programs.iter().map(|(_, program)| *program).collect();
     ensure!(status.success(), "{} does not compile", names.join(", "));
-    Ok(target.join("release"))
+    Ok(folder)
+}
+
+/// What static programs run on. With an explicit target their flags do not reach build scripts, and their
+/// artefacts lie apart from those of the host.
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// A program that needs nothing of the system that it runs on, and no linking and relocating when it is
+/// started.
+#[derive(Debug, Clone, Copy)]
+pub struct Static {
+    /// Its package.
+    pub package: &'static str,
+    /// Its name.
+    pub program: &'static str,
+    /// The profile that it is built with.
+    pub profile: &'static str,
+}
+
+/// The plugin is one: it is started for each pod, and where others are linked anew each time, it just runs.
+pub const PLUGIN: Static =
+    Static { package: "slipwayctl", program: "slipway-cni", profile: "release" };
+
+impl Static {
+    /// Builds it with `target` as cargo's target directory, and returns where it is. Blocks.
+    ///
+    /// # Errors
+    /// It does not compile; cargo has said why.
+    pub fn build(self, target: &Path) -> Result<PathBuf> {
+        let mut flags = vec!["-Ctarget-feature=+crt-static".to_owned()];
+        flags.push("-Crelocation-model=static".to_owned());
+        // The same program from whatever folder it is built in.
+        flags.push(format!("--remap-path-prefix={}=/slipway", root().display()));
+        let home = env::var_os("CARGO_HOME").map(PathBuf::from);
+        let home = home.or_else(|| env::home_dir().map(|home| home.join(".cargo")));
+        if let Some(home) = home {
+            flags.push(format!("--remap-path-prefix={}=/cargo", home.display()));
+        }
+        let mut build = Command::new(cargo());
+        build
+            .args(["build", "--quiet", "--locked", "--package", self.package])
+            .args(["--bin", self.program, "--profile", self.profile, "--target", TARGET])
+            .arg("--target-dir")
+            .arg(target)
+            // Separated by 0x1f: the flags hold paths, which may hold blanks.
+            .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
+            .env_remove("RUSTFLAGS")
+            .current_dir(root());
+        let status = command::status(&mut build, Ending::Firm)?;
+        ensure!(status.success(), "{} does not compile as a static program", self.program);
+        Ok(target.join(TARGET).join(self.profile).join(self.program))
+    }
 }

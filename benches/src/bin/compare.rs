@@ -63,6 +63,9 @@ struct Arguments {
     /// Its plugin [default: the one beside this program]
     #[arg(long)]
     slipway_cni: Option<PathBuf>,
+    /// What `cargo xtask compare` measured of whole pods
+    #[arg(long, value_name = "FILE")]
+    pods_measured: Option<PathBuf>,
     /// Where the folder of results goes [default: benches/results]
     #[arg(long)]
     out: Option<PathBuf>,
@@ -129,7 +132,7 @@ fn run(arguments: Arguments) -> Result<()> {
         parallel: arguments.parallel.into(),
         seed: SEED,
     };
-    let host = Apart::enter()?;
+    let host = Apart::enter(parameters.parallel)?;
     let mut samples = Samples::begin(parameters);
     if figures.startup {
         run::run(&host, &mut samples, &programs)?;
@@ -142,6 +145,7 @@ fn run(arguments: Arguments) -> Result<()> {
         let bench = MicroVms::new(arms, &programs.slipwayd, *quick)?;
         flows::run::run(&host, &mut samples, &bench, &figures.experiments)?;
     }
+    flows::pods::enter(&mut samples, &figures.experiments, arguments.pods_measured.as_deref())?;
     let out = out.join(format!("compare-{}", samples.machine.unix_ms));
     // What was measured first: a report can be drawn again.
     report::store(&samples, &out)?;

@@ -23,6 +23,7 @@ use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tempfile::TempDir;
 
+use super::launch::Launchers;
 use super::route::Route;
 
 const FOLDER: &str = "/run/compare";
@@ -35,14 +36,17 @@ const TRACING: &str = "/sys/kernel/tracing";
 #[derive(Debug)]
 pub struct Apart {
     netns: File,
+    /// Who starts the arms' programs.
+    pub launchers: Launchers,
 }
 
 impl Apart {
     /// Moves the calling thread there; threads and processes that it starts from now on are there, too.
+    /// There are launchers for `parallel` workers.
     ///
     /// # Errors
     /// We are not root.
-    pub fn enter() -> Result<Self> {
+    pub fn enter(parallel: usize) -> Result<Self> {
         let flags = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET;
         unshare(flags).context("Failed to make a host of our own; this needs root")?;
         let none = None::<&str>;
@@ -62,7 +66,7 @@ impl Apart {
         setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
         let netns = current_netns()?;
         Route::open()?.up("lo").context("Failed to set lo of our host up")?;
-        Ok(Self { netns })
+        Ok(Self { netns, launchers: Launchers::start(parallel)? })
     }
 
     /// A new, empty folder for `name`. It goes when its handle is dropped.

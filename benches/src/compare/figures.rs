@@ -22,7 +22,7 @@ impl Figures {
     /// # Errors
     /// A name is neither; the error names all that there are.
     pub fn parse(names: &[String]) -> Result<Self> {
-        let groups = [Endpoints::Container, Endpoints::Microvm];
+        let groups = [Endpoints::Container, Endpoints::Microvm, Endpoints::Pod];
         let has = |group: Endpoints| all().any(|experiment| experiment.endpoints == group);
         let groups: Vec<_> = groups.into_iter().filter(|group| has(*group)).collect();
         for name in names {

@@ -20,6 +20,7 @@ pub mod count;
 pub mod figures;
 pub mod flows;
 pub mod guests;
+pub mod launch;
 mod meminfo;
 mod pod;
 pub mod report;

@@ -7,7 +7,8 @@
 //!  200 pods    ...
 //!  counting    fewest pods:  a  b  c  d              with tracers, not timed
 //! ```
-//! Each round has another order ([`crate::order`]).
+//! Each round has another order ([`crate::order`]). A burst during which the hypervisor took much is
+//! made again, set-up and teardown, a few times at most ([`crate::steal`]).
 
 use anyhow::{Context as _, Result};
 use dataplane::clock;
@@ -19,6 +20,7 @@ use super::count::{Count, Tracer};
 use super::samples::{Sample, Samples};
 use crate::belongings::Belongings;
 use crate::order::order;
+use crate::steal::{Watched, watch};
 use crate::{interrupt, runner};
 
 /// Measures, and enters it into `samples`.
@@ -71,12 +73,12 @@ pub fn run(host: &Apart, samples: &mut Samples, programs: &Programs) -> Result<(
                 let arm = present[at];
                 let name = arm.name();
                 progress.step(&format!("round {}: {name}, {pods} pods", round + 1), pods);
-                match one(host, arm, programs, pods, parallel) {
-                    Ok(burst) => {
+                match watch(|| one(host, arm, programs, pods, parallel)) {
+                    Ok(Watched { outcome: burst, repeated, discarded }) => {
                         if let Some(first) = burst.failures.first() {
                             eprintln!("FAILED: {} of {name}: {first}", burst.failures.len());
                         }
-                        bursts.push(Sample { arm, round, place, burst });
+                        bursts.push(Sample { arm, round, place, burst, repeated, discarded });
                     }
                     Err(error) => {
                         interrupt::check()?;

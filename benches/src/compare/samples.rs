@@ -74,6 +74,10 @@ pub struct Sample {
     pub place: usize,
     /// What it took.
     pub burst: Burst,
+    /// Bursts thrown away before this one, because the hypervisor took too much time.
+    pub repeated: usize,
+    /// Why it does not count, if it does not.
+    pub discarded: Option<String>,
 }
 
 impl Samples {
@@ -107,10 +111,21 @@ impl Samples {
         Ok(samples)
     }
 
-    /// The bursts of an arm with so many pods.
+    /// What counts of the bursts of an arm with so many pods.
     pub fn of(&self, arm: ArmKind, pods: usize) -> impl Iterator<Item = &Burst> {
+        let counts = |sample: &&Sample| sample.discarded.is_none();
+        self.all_of(arm, pods).filter(counts).map(|sample| &sample.burst)
+    }
+
+    /// How many bursts of an arm with so many pods were thrown away.
+    pub fn discarded_of(&self, arm: ArmKind, pods: usize) -> usize {
+        let lost = |sample: &Sample| sample.repeated + usize::from(sample.discarded.is_some());
+        self.all_of(arm, pods).map(lost).sum()
+    }
+
+    fn all_of(&self, arm: ArmKind, pods: usize) -> impl Iterator<Item = &Sample> {
         let is_it = move |sample: &&Sample| sample.arm == arm && sample.burst.pods == pods;
-        self.bursts.iter().filter(is_it).map(|sample| &sample.burst)
+        self.bursts.iter().filter(is_it)
     }
 
     /// Arms that were measured, in the order of the tables.

@@ -191,7 +191,8 @@ impl Samples {
             let sample =
                 samples.find(|s| s.arm == arm && s.round == round && s.burst.pods == pods)?;
             // Some of the pods are no burst of that many.
-            sample.burst.failures.is_empty().then(|| figure.of(&sample.burst)).flatten()
+            let counts = sample.burst.failures.is_empty() && sample.discarded.is_none();
+            counts.then(|| figure.of(&sample.burst)).flatten()
         };
         let rounds = 0..self.parameters.rounds;
         let ratios: Vec<_> =

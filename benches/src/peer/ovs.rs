@@ -205,9 +205,16 @@ fn command(program: &str, dir: &Path) -> Command {
 /// Runs ovs-vsctl, which returns when OVS has done it.
 pub(crate) fn vsctl(dir: &Path, words: &[&str]) -> Result<String> {
     interrupt::check()?;
+    output(&mut vsctl_command(dir, words))
+}
+
+/// How ovs-vsctl is run.
+pub(crate) fn vsctl_command(dir: &Path, words: &[&str]) -> Command {
     let database = format!("--db=unix:{}", dir.join("db.sock").display());
     let timeout = format!("--timeout={}", LIMIT.as_secs());
-    output(command("ovs-vsctl", dir).args([&database, &timeout]).args(words))
+    let mut vsctl = command("ovs-vsctl", dir);
+    vsctl.args([&database, &timeout]).args(words);
+    vsctl
 }
 
 impl Peer for Ovs {

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -31,13 +31,18 @@ pub fn find(program: &str) -> Option<PathBuf> {
 pub fn output(command: &mut Command) -> Result<String> {
     let name = command.get_program().to_string_lossy().into_owned();
     let output = command.output().with_context(|| format!("Failed to run {name}"))?;
-    ensure!(
-        output.status.success(),
-        "{name} failed: {}: {}",
-        output.status,
-        String::from_utf8_lossy(&output.stderr).trim()
-    );
+    succeeded(&name, &output)?;
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Whether the program `name` ended well.
+///
+/// # Errors
+/// It did not, with what it said.
+pub fn succeeded(name: &str, output: &Output) -> Result<()> {
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{name} failed: {}: {}", output.status, said.trim());
+    Ok(())
 }
 
 /// A program that runs until it is told to end. Dropping it kills it.

@@ -7,7 +7,6 @@
 //! A call takes at most [`Client::with_timeout`]'s time; a reply has at most [`MAX_REPLY_BYTES`].
 
 use std::{
-    io,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -24,80 +23,15 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::net::UnixStream;
 
 use crate::{
-    ApiError, Attachment, AttachmentList, AttachmentSpec, Created, DEFAULT_SOCKET, ErrorReply,
-    ExplainReply, ExplainRequest, FdbEntry, FdbFilter, FdbList, Health, Mac, NetworkList, PmdList,
-    Policy, Port, PortList, PortSpec, Rebalanced, StaticEntry, StaticEntrySpec, Stats, Version,
-    Vni, VniList, VniSpec,
+    Attachment, AttachmentList, AttachmentSpec, Created, DEFAULT_SOCKET, ExplainReply,
+    ExplainRequest, FdbEntry, FdbFilter, FdbList, Health, Mac, NetworkList, PmdList, Policy, Port,
+    PortList, PortSpec, Rebalanced, StaticEntry, StaticEntrySpec, Stats, Version, Vni, VniList,
+    VniSpec,
 };
 
-/// The longest reply that is read, in bytes: a list of [`crate::MAX_FDB_LIST`] entries fits.
-pub const MAX_REPLY_BYTES: usize = 64 << 20;
+use crate::call::{DEFAULT_TIMEOUT, attachment_path, escape};
 
-const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Why a call did not succeed.
-#[derive(Debug, thiserror::Error)]
-pub enum ClientError {
-    /// The switch understood and refused.
-    #[error("{0}")]
-    Refused(ApiError),
-    /// There is no such socket.
-    #[error("There is no socket at {}: is slipwayd running, and with this `socket` under [api]?", .0.display())]
-    NoSocket(PathBuf),
-    /// The socket's file is there, but nobody listens.
-    #[error("Nobody listens on {}: is slipwayd running?", .0.display())]
-    NoListener(PathBuf),
-    /// The socket may not be opened by this user.
-    #[error("This user may not open {}: run as root or as slipwayd's user, or join the `group` set under [api]", .0.display())]
-    NoAccess(PathBuf),
-    /// The socket cannot be opened for another reason.
-    #[error("Failed to connect to {}", .socket.display())]
-    Connect {
-        /// The socket.
-        socket: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
-    /// The switch did not answer in time.
-    #[error("slipwayd did not answer {path} within {} s", .after.as_secs_f32())]
-    Timeout {
-        /// What was asked.
-        path: String,
-        /// How long it was waited for.
-        after: Duration,
-    },
-    /// The connection broke before the reply was complete.
-    #[error("The connection broke while slipwayd answered {path}")]
-    Broken {
-        /// What was asked.
-        path: String,
-        /// How it broke.
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-    /// The reply is not what this version of the API promises.
-    #[error(
-        "The answer to {path} is not understood (HTTP {status}): is slipwayd of another version?"
-    )]
-    NotUnderstood {
-        /// What was asked.
-        path: String,
-        /// The HTTP status of the reply.
-        status: u16,
-        /// What is wrong with it.
-        source: Option<serde_json::Error>,
-    },
-}
-
-impl ClientError {
-    /// The switch's refusal, if it was one.
-    #[must_use]
-    pub const fn refusal(&self) -> Option<&ApiError> {
-        match self {
-            Self::Refused(error) => Some(error),
-            _ => None,
-        }
-    }
-}
+pub use crate::call::{ClientError, MAX_REPLY_BYTES};
 
 type Result<T> = std::result::Result<T, ClientError>;
 
@@ -360,7 +294,10 @@ impl Client {
 
     async fn delete(&self, path: &str) -> Result<()> {
         let (status, body) = self.exchange(Method::DELETE, path, None).await?;
-        if status.is_success() { Ok(()) } else { Err(refused(path, status, &body)) }
+        if status.is_success() {
+            return Ok(());
+        }
+        Err(ClientError::refused(path, status.as_u16(), &body))
     }
 
     /// One request and its reply; a status in `also` carries a reply, not a refusal.
@@ -371,24 +308,16 @@ impl Client {
         body: Option<&impl Serialize>,
         also: &[StatusCode],
     ) -> Result<(StatusCode, T)> {
-        let body = body.map(serde_json::to_vec).transpose().map_err(|source| {
-            // A path that is not UTF-8 is the only value of the API's types that JSON cannot carry.
-            ClientError::Refused(ApiError::new(
-                crate::ErrorCode::InvalidValue,
-                format!("The request cannot be written as JSON: {source}"),
-                "Use paths in UTF-8",
-            ))
-        })?;
+        let body = body.map(serde_json::to_vec).transpose();
+        let body = body.map_err(|source| ClientError::no_json(&source))?;
         let (status, reply) = self.exchange(method, path, body).await?;
         // Another reply under one of the statuses of `also` is a refusal after all.
         match serde_json::from_slice(&reply) {
             Ok(value) if status.is_success() || also.contains(&status) => Ok((status, value)),
-            Err(source) if status.is_success() => Err(ClientError::NotUnderstood {
-                path: path.to_owned(),
-                status: status.as_u16(),
-                source: Some(source),
-            }),
-            _ => Err(refused(path, status, &reply)),
+            Err(source) if status.is_success() => {
+                Err(ClientError::not_understood(path, status.as_u16(), Some(source)))
+            }
+            _ => Err(ClientError::refused(path, status.as_u16(), &reply)),
         }
     }
 
@@ -410,24 +339,24 @@ impl Client {
         path: &str,
         body: Option<Vec<u8>>,
     ) -> Result<(StatusCode, Bytes)> {
-        let stream = UnixStream::connect(&self.socket).await.map_err(|e| self.unreachable(e))?;
-        let (mut sender, connection) =
-            http1::handshake(TokioIo::new(stream)).await.map_err(|e| broken(path, e))?;
+        let stream = UnixStream::connect(&self.socket).await;
+        let stream = stream.map_err(|error| ClientError::unreachable(&self.socket, error))?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|e| ClientError::broken(path, e))?;
         let mut request = Request::builder().method(method).uri(path).header(HOST, "localhost");
         if body.is_some() {
             request = request.header(CONTENT_TYPE, "application/json");
         }
         let request = request
             .body(Full::new(Bytes::from(body.unwrap_or_default())))
-            .map_err(|e| broken(path, e))?;
+            .map_err(|e| ClientError::broken(path, e))?;
         let exchange = async {
-            let reply = sender.send_request(request).await.map_err(|e| broken(path, e))?;
+            let reply =
+                sender.send_request(request).await.map_err(|e| ClientError::broken(path, e))?;
             let status = reply.status();
             let body = Limited::new(reply.into_body(), MAX_REPLY_BYTES);
-            let body = body
-                .collect()
-                .await
-                .map_err(|source| ClientError::Broken { path: path.to_owned(), source })?;
+            let body = body.collect().await.map_err(|source| ClientError::broken(path, source))?;
             Ok((status, body.to_bytes()))
         };
         // The connection moves the bytes; driven here, it needs no task that could outlive the call.
@@ -439,59 +368,11 @@ impl Client {
             _ = connection => exchange.await,
         }
     }
-
-    fn unreachable(&self, source: io::Error) -> ClientError {
-        let socket = self.socket.clone();
-        match source.kind() {
-            io::ErrorKind::NotFound => ClientError::NoSocket(socket),
-            io::ErrorKind::ConnectionRefused => ClientError::NoListener(socket),
-            io::ErrorKind::PermissionDenied => ClientError::NoAccess(socket),
-            _ => ClientError::Connect { socket, source },
-        }
-    }
-}
-
-fn broken(path: &str, source: impl std::error::Error + Send + Sync + 'static) -> ClientError {
-    ClientError::Broken { path: path.to_owned(), source: Box::new(source) }
-}
-
-fn refused(path: &str, status: StatusCode, body: &[u8]) -> ClientError {
-    match serde_json::from_slice(body) {
-        Ok(ErrorReply { error }) => ClientError::Refused(error),
-        Err(source) => ClientError::NotUnderstood {
-            path: path.to_owned(),
-            status: status.as_u16(),
-            source: Some(source),
-        },
-    }
-}
-
-/// Percent-encodes what is not unreserved in a URL (RFC 3986, section 2.3).
-fn escape(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            escaped.push(char::from(byte));
-        } else {
-            escaped.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    escaped
-}
-
-fn attachment_path(owner: &str, interface: &str) -> String {
-    format!("/v1/attachments/{}/{}", escape(owner), escape(interface))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn names_are_escaped_so_that_none_can_change_the_route() {
-        assert_eq!(escape("vm-1.a_b"), "vm-1.a_b");
-        assert_eq!(escape("../x?y=ü"), "..%2Fx%3Fy%3D%C3%BC");
-    }
 
     #[tokio::test(flavor = "current_thread")]
     async fn a_missing_socket_and_a_dead_one_are_told_apart_and_ask_for_slipwayd() {

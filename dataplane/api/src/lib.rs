@@ -2,7 +2,8 @@
 //!
 //! slipwayd speaks HTTP/1.1 with JSON bodies. This package holds the types of that conversation,
 //! shared by the server (`dataplane::control`) and everything that asks it for something, and, with
-//! the feature `client`, a typed client. The feature `confine` has what all of these promise: no
+//! the feature `client`, a typed client, or with `blocking` a small one for programs that make one call and
+//! end. The feature `confine` has what all of these promise: no
 //! netlink.
 //!
 //! # How it is meant to be used
@@ -20,6 +21,10 @@
 //! clock whose rate the reply tells).
 
 mod attachment;
+#[cfg(feature = "blocking")]
+pub mod blocking;
+#[cfg(any(feature = "blocking", feature = "client"))]
+mod call;
 #[cfg(feature = "client")]
 pub mod client;
 #[cfg(feature = "confine")]

@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crossbeam::channel::Receiver;
@@ -81,6 +82,8 @@ pub(super) struct EventLoop {
     message_deadline: Duration,
     reconnect_max: Duration,
     ports: HashMap<u32, Port>,
+    /// Which port connects to which socket.
+    dialled: HashMap<PathBuf, u32>,
     timers: Timers,
     watcher: Option<Watcher>,
     tasks: Vec<Task>,
@@ -101,6 +104,7 @@ impl EventLoop {
             message_deadline: config.message_deadline,
             reconnect_max: config.reconnect_max,
             ports: HashMap::new(),
+            dialled: HashMap::new(),
             timers: Timers::default(),
             watcher: Watcher::new()
                 .inspect_err(|errno| tracing::warn!("Sockets are found by polling only: {errno}"))
@@ -245,10 +249,10 @@ impl EventLoop {
                 )?;
             }
             PortSocket::Connect(dial) => {
-                let mut others = self.ports.iter();
-                if let Some((&other, _)) = others.find(|(_, port)| port.connects_to(&dial.path)) {
+                if let Some(&other) = self.dialled.get(&dial.path) {
                     return Err(PortSocketError::PathInUse { id: other, path: dial.path.clone() });
                 }
+                self.dialled.insert(dial.path.clone(), id);
                 if let Some(watcher) = &mut self.watcher {
                     watcher.add(&dial.path, id);
                 }
@@ -265,8 +269,11 @@ impl EventLoop {
         for timer in all {
             self.timers.clear(timer(id));
         }
-        if let (PortSocket::Connect(dial), Some(watcher)) = (&port.socket, &mut self.watcher) {
-            watcher.remove(&dial.path);
+        if let PortSocket::Connect(dial) = &port.socket {
+            self.dialled.remove(&dial.path);
+            if let Some(watcher) = &mut self.watcher {
+                watcher.remove(&dial.path);
+            }
         }
         // Stops its rings, closes its sockets, which takes them out of the epoll, and removes its
         // file.

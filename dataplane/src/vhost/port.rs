@@ -114,10 +114,6 @@ impl Port {
         }
     }
 
-    pub fn connects_to(&self, path: &Path) -> bool {
-        matches!(&self.socket, PortSocket::Connect(dial) if dial.path == path)
-    }
-
     pub fn begin(&mut self, connection: Connection) {
         self.connections += 1;
         self.connection = Some(connection);

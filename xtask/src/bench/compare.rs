@@ -2,10 +2,12 @@
 
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::Args;
 
+use super::pods;
 use crate::deps::{self, Purpose};
+use crate::rig::{PROGRAMS, take_programs};
 use crate::workspace;
 
 /// What needs no measurement.
@@ -21,13 +23,27 @@ pub struct Arguments {
 
 /// Runs `cargo xtask compare`.
 pub fn main(arguments: &Arguments) -> Result<()> {
+    let reads = only_reads(&arguments.rest);
+    let plan = pods::Plan::of(&arguments.rest).filter(|_| !reads);
     let mut programs = vec![("benches", "bench-compare")];
-    if !only_reads(&arguments.rest) {
+    if !reads {
         deps::ensure(&[Purpose::Compare])?;
-        programs.extend([("dataplane", "slipwayd"), ("slipwayctl", "slipway-cni")]);
+        match plan {
+            Some(_) => programs.extend(PROGRAMS),
+            None => programs.extend([("dataplane", "slipwayd"), ("slipwayctl", "slipway-cni")]),
+        }
     }
     let programs = workspace::build(&programs)?;
-    super::run(Command::new(programs.join("bench-compare")).args(&arguments.rest))
+    let mut bench = Command::new(programs.join("bench-compare"));
+    // Held until the comparison has read it.
+    let folder = tempfile::tempdir().context("Failed to make a folder for the pods' figures")?;
+    if let Some(plan) = plan {
+        take_programs(&programs);
+        let file = folder.path().join("pods.json");
+        pods::measure(&plan, &file)?;
+        bench.arg("--pods-measured").arg(file);
+    }
+    super::run(bench.args(&arguments.rest))
 }
 
 fn only_reads(rest: &[String]) -> bool {

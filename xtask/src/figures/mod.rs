@@ -14,7 +14,7 @@ mod memory;
 mod pods;
 mod report;
 mod spread;
-mod starts;
+pub mod starts;
 mod switch;
 mod timeline;
 

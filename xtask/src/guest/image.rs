@@ -3,19 +3,14 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 
 use super::cpio::Archive;
 use super::deb::{self, Package};
 use super::{kernel, module};
-use crate::command::{self, Ending};
 use crate::workspace;
 
-/// What the agent runs on. With an explicit target its flags do not reach build scripts and its
-/// artefacts lie apart from those of the host.
-const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// The drivers of every guest's devices, loaded at boot. What they need comes with them.
 const DRIVERS: [&str; 4] = ["virtio_pci", "virtio_mmio", "virtio_console", "virtio_net"];
 /// What only some guests need, loaded when the agent is asked for it: under emulation each module
@@ -37,28 +32,12 @@ pub struct Image {
 
 /// Compiles the agent as a static program, with `target` as cargo's target directory.
 pub fn build_agent(target: &Path) -> Result<PathBuf> {
-    let mut flags = vec!["-Ctarget-feature=+crt-static".to_owned()];
-    flags.push("-Crelocation-model=static".to_owned());
-    // The same program from whatever folder it is built in.
-    flags.push(format!("--remap-path-prefix={}=/slipway", workspace::root().display()));
-    let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
-    let home = home.or_else(|| std::env::home_dir().map(|home| home.join(".cargo")));
-    if let Some(home) = home {
-        flags.push(format!("--remap-path-prefix={}=/cargo", home.display()));
-    }
-    let mut command = Command::new(workspace::cargo());
-    command
-        .args(["build", "--quiet", "--locked", "--package", "slipway-agent"])
-        .args(["--bin", "slipway-agent", "--profile", "guest-init", "--target", TARGET])
-        .arg("--target-dir")
-        .arg(target)
-        // Separated by 0x1f: the flags hold paths, which may hold blanks.
-        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
-        .env_remove("RUSTFLAGS")
-        .current_dir(workspace::root());
-    let status = command::status(&mut command, Ending::Firm)?;
-    ensure!(status.success(), "The agent does not compile");
-    Ok(target.join(TARGET).join("guest-init/slipway-agent"))
+    let agent = workspace::Static {
+        package: "slipway-agent",
+        program: "slipway-agent",
+        profile: "guest-init",
+    };
+    agent.build(target)
 }
 
 /// Makes the image, with `scratch` as an empty folder to unpack to.

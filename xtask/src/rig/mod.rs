@@ -43,7 +43,7 @@ pub use pod::{Container, ContainerSpec, Executed, LogLine, Pod, namespaces, writ
 pub use private_host::PrivateHost;
 pub use remains::{Cgroups, Places, Remains};
 pub(crate) use runtime::PROGRAMS;
-pub use runtime::{Network, RUNC, Runtime, SLIPWAY, slipway_programs};
+pub use runtime::{Network, RUNC, Runtime, SLIPWAY, slipway_programs, take_programs};
 pub use slipwayd::{NO_CONFIG, Slipwayd, last_core, program};
 pub use unit::Unit;
 

@@ -356,7 +356,7 @@ impl Node {
         Remains::settle(&Places {
             host: &self.host,
             cgroups: &self.cgroups,
-            devices: vec!["lo", self.runtime.network.device_of_node()],
+            devices: self.runtime.network.devices_of_node().to_vec(),
             folders,
             switch: self.slipwayd.as_ref().map(Slipwayd::client),
         })

@@ -37,11 +37,17 @@ impl Node {
     /// # Errors
     /// Shim or plugin did not note what they should have.
     pub async fn stages(&self, pod: &str, asked: SystemTime) -> Result<Vec<(String, f64)>> {
-        let Some(slipwayd) = self.slipwayd() else { return Ok(Vec::new()) };
-        let attachments = slipwayd.client().list_attachments(Some(pod)).await?.attachments;
-        let attachment = attachments.first().context("The pod has no port")?;
-        let plugin = attachment.labels.get("cni-started-ms").and_then(|ms| ms.parse().ok());
-        let plugin: u64 = plugin.context("slipway-cni did not note its start")?;
+        if !self.runtime().has_vm {
+            return Ok(Vec::new());
+        }
+        // Nobody's plugin notes nothing: all up to the shim's start is the first stage.
+        let mut plugin = None;
+        if let Some(slipwayd) = self.slipwayd() {
+            let attachments = slipwayd.client().list_attachments(Some(pod)).await?.attachments;
+            let attachment = attachments.first().context("The pod has no port")?;
+            let noted = attachment.labels.get("cni-started-ms").and_then(|ms| ms.parse().ok());
+            plugin = Some(noted.context("slipway-cni did not note its start")?);
+        }
         let asked = asked.duration_since(UNIX_EPOCH)?.as_millis() as u64;
         let path = Path::new(PODS).join(pod).join("stages.json");
         let text = fs::read_to_string(self.host().path(&path));
@@ -51,8 +57,9 @@ impl Node {
 }
 
 /// The first two stages are containerd's: up to the plugin's start, and from there to the shim's.
-fn stages(asked_ms: u64, plugin_ms: u64, noted: &str) -> Result<Vec<(String, f64)>> {
+fn stages(asked_ms: u64, plugin_ms: Option<u64>, noted: &str) -> Result<Vec<(String, f64)>> {
     let mut noted: Noted = serde_json::from_str(noted).context("The shim's note of the stages")?;
+    let plugin_ms = plugin_ms.unwrap_or(noted.began_ms);
     let between =
         |from: u64, to: u64| Duration::from_millis(to.saturating_sub(from)).as_secs_f64() * 1e3;
     *noted.stages_ms.entry("AddCNI".to_owned()).or_default() += between(plugin_ms, noted.began_ms);
@@ -71,7 +78,7 @@ mod tests {
     fn stages_come_in_their_order_and_begin_with_containerds() {
         let noted = r#"{"began_ms": 1090, "stages_ms":
             {"StartVM": 400.0, "Cgroup": 1.0, "AddCNI": 5.0, "Guest": 9.0, "AttachIf": 2.0}}"#;
-        let stages = stages(1000, 1030, noted).unwrap();
+        let stages = stages(1000, Some(1030), noted).unwrap();
         let stages: Vec<_> = stages.iter().map(|(name, ms)| (name.as_str(), *ms)).collect();
         let expected = [
             ("NetNS", 30.0),

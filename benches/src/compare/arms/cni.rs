@@ -1,8 +1,7 @@
 //! Plugins of the Container Network Interface, called as container engines call them.
 
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
@@ -18,25 +17,24 @@ use crate::compare::route::Route;
 const BRIDGE: &str = "cni0";
 
 /// Runs `plugin` for `pod` and returns its answer, null if it has none.
-pub fn call(plugin: &Path, command: &str, pod: &Pod, config: &Value) -> Result<Value> {
+pub fn call(
+    host: &Apart,
+    plugin: &Path,
+    command: &str,
+    pod: &Pod,
+    config: &Value,
+) -> Result<Value> {
     let what = || format!("{} {command}", plugin.display());
-    let mut child = Command::new(plugin)
+    let mut process = Command::new(plugin);
+    process
         .env_clear()
         .env("CNI_COMMAND", command)
         .env("CNI_CONTAINERID", &pod.name)
         .env("CNI_NETNS", pod.path())
         .env("CNI_IFNAME", INTERFACE)
-        .env("CNI_PATH", PLUGINS)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("Failed to run {}", what()))?;
-    if let Some(mut stdin) = child.stdin.take() {
-        // A plugin that ends without reading says why.
-        let _ = stdin.write_all(config.to_string().as_bytes());
-    }
-    let output = child.wait_with_output().with_context(what)?;
+        .env("CNI_PATH", PLUGINS);
+    let output = host.launchers.output(process, config.to_string().into_bytes());
+    let output = output.with_context(|| format!("Failed to run {}", what()))?;
     let said = String::from_utf8_lossy(&output.stdout);
     ensure!(output.status.success(), "{} failed: {}", what(), said.trim());
     if said.trim().is_empty() {
@@ -47,7 +45,8 @@ pub fn call(plugin: &Path, command: &str, pod: &Pod, config: &Value) -> Result<V
 
 /// One of Debian's.
 #[derive(Debug)]
-pub struct Plugin {
+pub struct Plugin<'a> {
+    host: &'a Apart,
     kind: ArmKind,
     program: PathBuf,
     config: Value,
@@ -55,9 +54,9 @@ pub struct Plugin {
     _leases: TempDir,
 }
 
-impl Plugin {
+impl<'a> Plugin<'a> {
     /// Makes what the plugin needs, and its configuration.
-    pub fn start(kind: ArmKind, host: &Apart) -> Result<Self> {
+    pub fn start(kind: ArmKind, host: &'a Apart) -> Result<Self> {
         let leases = host.folder("leases")?;
         let (name, mut config) = if kind == ArmKind::CniBridge {
             ("bridge", json!({ "bridge": BRIDGE, "isGateway": true }))
@@ -81,20 +80,21 @@ impl Plugin {
         ] {
             config[key] = value;
         }
-        Ok(Self { kind, program: Path::new(PLUGINS).join(name), config, _leases: leases })
+        let program = Path::new(PLUGINS).join(name);
+        Ok(Self { host, kind, program, config, _leases: leases })
     }
 }
 
-impl Arm for Plugin {
+impl Arm for Plugin<'_> {
     fn add(&self, pod: &Pod) -> Result<Option<PathBuf>> {
-        let answer = call(&self.program, "ADD", pod, &self.config)?;
+        let answer = call(self.host, &self.program, "ADD", pod, &self.config)?;
         let has_address = answer["ips"].as_array().is_some_and(|ips| !ips.is_empty());
         ensure!(has_address, "The plugin gave no address: {answer}");
         Ok(None)
     }
 
     fn remove(&self, pod: &Pod) -> Result<()> {
-        call(&self.program, "DEL", pod, &self.config).map(drop)
+        call(self.host, &self.program, "DEL", pod, &self.config).map(drop)
     }
 
     fn stop(self: Box<Self>) -> Result<()> {

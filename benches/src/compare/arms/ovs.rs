@@ -17,8 +17,8 @@ use crate::compare::apart::Apart;
 use crate::compare::pod::{INTERFACE, Pod};
 use crate::compare::route::Route;
 pub use crate::peer::ovs::PROGRAMS;
-use crate::peer::ovs::{BRIDGE, Private, RETRIES, add_bridge, dpdk_options, vsctl};
-use crate::peer::program::LIMIT;
+use crate::peer::ovs::{BRIDGE, Private, RETRIES, add_bridge, dpdk_options, vsctl_command};
+use crate::peer::program::{LIMIT, succeeded};
 use crate::rig::cores;
 
 /// What DPDK takes, and some more: of 2 MiB each.
@@ -50,6 +50,12 @@ impl<'a> Ovs<'a> {
         Ok(Self { kind, host, ovs, _folder: folder, listeners: Mutex::default() })
     }
 
+    /// One call of the tool, as a plugin makes it.
+    fn vsctl(&self, words: &[&str]) -> Result<()> {
+        let output = self.host.launchers.output(vsctl_command(self.ovs.dir(), words), Vec::new());
+        succeeded("ovs-vsctl", &output.context("Failed to run ovs-vsctl")?)
+    }
+
     /// No code panics while it holds the lock.
     fn listeners(&self) -> MutexGuard<'_, HashMap<usize, GuestListener>> {
         self.listeners.lock().unwrap_or_else(PoisonError::into_inner)
@@ -63,14 +69,14 @@ impl Arm for Ovs<'_> {
             let made = Route::open()?.add_veth(&name, None, INTERFACE, Some(pod.netns()));
             made.context("Failed to make a veth pair")?;
             configure(self.host, pod)?;
-            vsctl(dir, &["add-port", BRIDGE, &name])?;
+            self.vsctl(&["add-port", BRIDGE, &name])?;
             return Ok(None);
         }
         let socket = dir.join(&name);
         self.listeners().insert(pod.index, GuestListener::bind(&socket)?);
         let path = format!("options:vhost-server-path={}", socket.display());
         let kind = ["--", "set", "interface", &name, "type=dpdkvhostuserclient", &path];
-        vsctl(dir, &[["add-port", BRIDGE, &name].as_slice(), &kind].concat())?;
+        self.vsctl(&[["add-port", BRIDGE, &name].as_slice(), &kind].concat())?;
         Ok(Some(socket))
     }
 
@@ -94,7 +100,7 @@ impl Arm for Ovs<'_> {
     }
 
     fn remove(&self, pod: &Pod) -> Result<()> {
-        vsctl(self.ovs.dir(), &["--if-exists", "del-port", BRIDGE, &host_end(pod)]).map(drop)
+        self.vsctl(&["--if-exists", "del-port", BRIDGE, &host_end(pod)]).map(drop)
     }
 
     fn daemons(&self) -> Vec<u32> {
@@ -103,7 +109,7 @@ impl Arm for Ovs<'_> {
 
     fn stop(self: Box<Self>) -> Result<()> {
         // Its devices are persistent taps, which a daemon that ends leaves behind.
-        let deleted = vsctl(self.ovs.dir(), &["del-br", BRIDGE]);
+        let deleted = self.vsctl(&["del-br", BRIDGE]);
         self.ovs.stop().and(deleted.map(drop))
     }
 }

@@ -24,7 +24,8 @@ use crate::rig::cores;
 const SOCKET: &str = "slipwayd.sock";
 
 /// A running switch.
-pub struct Slipway {
+pub struct Slipway<'a> {
+    host: &'a Apart,
     service: Service,
     client: Client,
     plugin: PathBuf,
@@ -33,15 +34,16 @@ pub struct Slipway {
     _folder: TempDir,
 }
 
-impl Slipway {
+impl<'a> Slipway<'a> {
     /// Starts it.
-    pub fn start(host: &Apart, programs: &Programs) -> Result<Self> {
+    pub fn start(host: &'a Apart, programs: &Programs) -> Result<Self> {
         let (folder, service, client) = switch(host, programs)?;
         let config = json!({
             "cniVersion": "1.1.0", "name": "compare", "type": "slipway-cni",
             "socket": folder.path().join(SOCKET),
         });
-        Ok(Self { service, client, plugin: programs.slipway_cni.clone(), config, _folder: folder })
+        let plugin = programs.slipway_cni.clone();
+        Ok(Self { host, service, client, plugin, config, _folder: folder })
     }
 }
 
@@ -66,9 +68,9 @@ pub fn switch(host: &Apart, programs: &Programs) -> Result<(TempDir, Service, Cl
     Ok((folder, service, client))
 }
 
-impl Arm for Slipway {
+impl Arm for Slipway<'_> {
     fn add(&self, pod: &Pod) -> Result<Option<PathBuf>> {
-        let answer = call(&self.plugin, "ADD", pod, &self.config)?;
+        let answer = call(self.host, &self.plugin, "ADD", pod, &self.config)?;
         let socket = answer["interfaces"][0]["socketPath"].as_str();
         Ok(Some(socket.with_context(|| format!("slipway-cni named no socket: {answer}"))?.into()))
     }
@@ -81,7 +83,7 @@ impl Arm for Slipway {
     }
 
     fn remove(&self, pod: &Pod) -> Result<()> {
-        call(&self.plugin, "DEL", pod, &self.config).map(drop)
+        call(self.host, &self.plugin, "DEL", pod, &self.config).map(drop)
     }
 
     fn check(&self, pods: usize) -> Result<()> {

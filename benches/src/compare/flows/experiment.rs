@@ -10,6 +10,8 @@ pub enum Endpoints {
     Container,
     /// A user-space guest behind a virtio device
     Microvm,
+    /// A pod that containerd starts: nothing is sent
+    Pod,
 }
 
 impl Endpoints {
@@ -18,6 +20,7 @@ impl Endpoints {
         match self {
             Self::Container => "containers",
             Self::Microvm => "microvms",
+            Self::Pod => "pods",
         }
     }
 
@@ -26,6 +29,7 @@ impl Endpoints {
         match self {
             Self::Container => "container endpoints",
             Self::Microvm => "microVM endpoints",
+            Self::Pod => "whole pods",
         }
     }
 }
@@ -139,7 +143,9 @@ impl Experiment {
 
 /// All of them, in the order of the report.
 pub fn all() -> impl Iterator<Item = &'static Experiment> {
-    [super::containers::EXPERIMENTS, super::microvms::EXPERIMENTS].into_iter().flatten()
+    [super::containers::EXPERIMENTS, super::microvms::EXPERIMENTS, super::pods::EXPERIMENTS]
+        .into_iter()
+        .flatten()
 }
 
 #[cfg(test)]

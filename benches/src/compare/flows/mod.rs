@@ -8,7 +8,7 @@
 //!    Node        an arm that is up, with as many pairs as were needed so far
 //! ```
 //! There are two kinds of endpoints, and no figure has both: kernel TCP in network namespaces, and a user-space
-//! guest behind a virtio device.
+//! guest behind a virtio device. Whole pods, of which only the start is measured, are stored and drawn alike.
 
 pub mod containers;
 pub mod cpu;
@@ -16,4 +16,5 @@ pub mod experiment;
 pub mod fair;
 pub mod measurement;
 pub mod microvms;
+pub mod pods;
 pub mod run;

@@ -19,6 +19,7 @@ pub fn text(samples: &Samples) -> String {
             }
         }
         let _ = writeln!(text, "{head},,failures,,{}", burst.failures.len());
+        let _ = writeln!(text, "{head},,discarded,,{}", u8::from(sample.discarded.is_some()));
         let _ = writeln!(text, "{head},,stolen,ms,{}", burst.stolen_ms);
         for (pod, times) in burst.times.iter().enumerate() {
             let _ = writeln!(text, "{head},{pod},waited,us,{}", times.waited_us);
@@ -64,8 +65,8 @@ mod tests {
         let text = text(&samples);
         assert!(text.lines().all(|line| line.split(',').count() == 7));
         let of = |start: &str| text.lines().filter(|line| line.starts_with(start)).count();
-        assert_eq!(of("slipway,50,1,"), Figure::ALL.len() + 2 + 4 * 50);
-        assert_eq!(of("cni-bridge,50,1,"), Figure::ALL.len() + 2 + 4 * 49);
+        assert_eq!(of("slipway,50,1,"), Figure::ALL.len() + 3 + 4 * 50);
+        assert_eq!(of("cni-bridge,50,1,"), Figure::ALL.len() + 3 + 4 * 49);
         assert!(text.contains("cni-bridge,50,1,,failures,,1\n"));
     }
 

@@ -42,7 +42,7 @@ pub fn absences(samples: &Samples, endpoints: Endpoints) -> String {
 pub fn kinds(samples: &Samples) -> Vec<Endpoints> {
     let experiments = samples.experiments();
     let has = |kind: &Endpoints| experiments.iter().any(|experiment| experiment.endpoints == *kind);
-    [Endpoints::Container, Endpoints::Microvm].into_iter().filter(has).collect()
+    [Endpoints::Container, Endpoints::Microvm, Endpoints::Pod].into_iter().filter(has).collect()
 }
 
 /// All of it, for a terminal.

@@ -93,7 +93,8 @@ pub(crate) mod tests {
                 for (place, (arm, us)) in each.into_iter().enumerate() {
                     let failures = usize::from(arm == CniBridge && pods == 50 && round == 0);
                     let burst = burst(pods, us + 4 * round as u64, failures);
-                    bursts.push(Sample { arm, round, place, burst });
+                    let (repeated, discarded) = (usize::from(arm == Kata), None);
+                    bursts.push(Sample { arm, round, place, burst, repeated, discarded });
                 }
             }
         }

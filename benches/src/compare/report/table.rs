@@ -15,7 +15,7 @@ pub type Rows = Vec<Vec<String>>;
 pub fn figures(samples: &Samples, pods: usize) -> Rows {
     let names = Figure::ALL.map(|figure| format!("{}, {}", figure.name(), figure.unit()));
     let mut rows = vec![["arm".to_owned()].into_iter().chain(names).collect::<Vec<_>>()];
-    rows[0].push("failures".to_owned());
+    rows[0].extend(["failures", "discarded"].map(String::from));
     for &arm in &samples.parameters.arms {
         let mut row = vec![arm.name().to_owned()];
         let absent = samples.absent.iter().find(|(of, _)| *of == arm);
@@ -29,7 +29,10 @@ pub fn figures(samples: &Samples, pods: usize) -> Rows {
             });
         }
         let failed: usize = samples.of(arm, pods).map(|burst| burst.failures.len()).sum();
-        row.push(if absent.is_some() { String::new() } else { failed.to_string() });
+        let discarded = samples.discarded_of(arm, pods);
+        let number =
+            |count: usize| if absent.is_some() { String::new() } else { count.to_string() };
+        row.extend([number(failed), number(discarded)]);
         rows.push(row);
     }
     rows
@@ -152,7 +155,12 @@ mod tests {
             figures(&samples, 50).iter().find(|row| row[0] == "cni-bridge").unwrap()[11],
             "1"
         );
-        assert!(rows.iter().all(|row| row.len() == Figure::ALL.len() + 2));
+        assert!(rows.iter().all(|row| row.len() == Figure::ALL.len() + 3));
+        // One of each round.
+        assert_eq!(
+            (row("kata").last().unwrap(), row("netns").last().unwrap()),
+            (&"3".into(), &"0".into())
+        );
     }
 
     #[test]

@@ -1,13 +1,18 @@
 //! What is aimed at, each as a figure of one run.
 
-use crate::compare::arms::ArmKind::{self, CniBridge, Kata, Slipway};
+use crate::compare::arms::ArmKind::{self, CniBridge, Kata, Netns, Slipway};
 use crate::compare::count::{Count, without_namespaces};
+use crate::compare::flows::experiment::Experiment;
 use crate::compare::flows::microvms;
+use crate::compare::flows::pods::{READY, VM};
 use crate::compare::samples::Samples;
 use crate::compare::summary::Figure;
 
 /// Pods of a full node: the number for which ratios are aimed at.
 pub const FULL_NODE: usize = 400;
+
+/// What a network may add to the start of a pod.
+const WITH_NETWORK: f64 = 1.05;
 
 /// Whether a target was met.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,10 +59,40 @@ pub struct Target {
 
 /// All of them; none of what the run was not asked for.
 pub fn all(samples: &Samples) -> Vec<Target> {
-    let has_startup = !samples.parameters.pods.is_empty();
-    let mut all = if has_startup { startup(samples) } else { Vec::new() };
-    all.extend(microvms::targets(samples));
-    all
+    let mut targets =
+        if samples.parameters.pods.is_empty() { Vec::new() } else { startup(samples) };
+    targets.extend(microvms::targets(samples));
+    targets.extend(pods(samples));
+    targets
+}
+
+/// Whole pods: what a network adds to their start, where most of them start at once.
+fn pods(samples: &Samples) -> Vec<Target> {
+    let is_vm = |experiment: &&&Experiment| experiment.id == VM;
+    let experiments = samples.experiments();
+    let Some(experiment) = experiments.iter().find(is_vm) else { return Vec::new() };
+    let Some(x) = samples.points_of(experiment).pop() else { return Vec::new() };
+    let ratio = samples.flow_ratio(VM, (Slipway, x), (Netns, x), READY);
+    let ours = samples.measurements.iter().filter(|m| m.experiment == VM && m.arm == Slipway);
+    let failures: usize = ours.map(|m| m.failures.len()).sum();
+    let (finding, verdict) = match ratio {
+        Some(ratio) => (ratio.text(3), Verdict::of(ratio.median <= WITH_NETWORK)),
+        None => ("not measured".to_owned(), Verdict::Unknown),
+    };
+    vec![
+        Target {
+            name: format!("{x} microVM pods ready, with a network over without"),
+            goal: format!("<= {WITH_NETWORK}"),
+            finding,
+            verdict,
+        },
+        Target {
+            name: "failures of slipway's pods".to_owned(),
+            goal: "0".to_owned(),
+            finding: failures.to_string(),
+            verdict: Verdict::of(failures == 0),
+        },
+    ]
 }
 
 fn startup(samples: &Samples) -> Vec<Target> {

@@ -27,10 +27,9 @@ fn main() -> ExitCode {
     }
 }
 
-#[tokio::main(flavor = "current_thread")]
-async fn run() -> Result<String, String> {
+fn run() -> Result<String, String> {
     let variables = env::vars_os()
         .filter_map(|(key, value)| Some((key.into_string().ok()?, value)))
         .filter(|(key, _)| key.starts_with("CNI_"));
-    cni::run(variables.collect(), &mut io::stdin().lock()).await
+    cni::run(variables.collect(), &mut io::stdin().lock())
 }

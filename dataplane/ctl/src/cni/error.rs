@@ -3,7 +3,7 @@
 use std::fmt;
 
 use serde_json::json;
-use slipway_api::{ApiError, ErrorCode, client::ClientError};
+use slipway_api::{ApiError, ErrorCode, blocking::ClientError};
 
 use super::VERSIONS;
 

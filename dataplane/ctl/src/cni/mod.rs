@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! environment --call--> what is asked, for which container     stdin --config--> which network
-//!                           `------------- run: one or two calls of slipway_api::client
+//!                           `------------- run: one or two calls of slipway_api::blocking
 //!                                            `--> reply: result or error, as JSON on stdout
 //! ```
 //! An ADD makes an attachment in slipwayd and nothing else: no device, no netlink message, and the

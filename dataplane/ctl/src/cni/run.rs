@@ -5,7 +5,7 @@ use std::io::Read;
 use serde_json::{Map, Value, json};
 use slipway_api::{
     Attachment, AttachmentSpec, DEFAULT_NETWORK, ErrorCode, HealthStatus,
-    client::{Client, ClientError},
+    blocking::{Client, ClientError},
 };
 
 use super::{
@@ -20,12 +20,12 @@ use super::{
 ///
 /// # Errors
 /// The error document.
-pub async fn run(environment: Environment, stdin: &mut dyn Read) -> Result<String, String> {
+pub fn run(environment: Environment, stdin: &mut dyn Read) -> Result<String, String> {
     let started_ms = unix_ms();
     let mut text = Vec::new();
     let read = stdin.take(MAX_CONFIG_BYTES).read_to_end(&mut text);
     let result = match read {
-        Ok(_) => answer(&environment, &text, started_ms).await,
+        Ok(_) => answer(&environment, &text, started_ms),
         Err(error) => Err((CniError::io("Failed to read the configuration", error), None)),
     };
     match result {
@@ -38,7 +38,7 @@ pub async fn run(environment: Environment, stdin: &mut dyn Read) -> Result<Strin
 /// The failure, and the version that its document is to be in.
 type Failure = (CniError, Option<String>);
 
-async fn answer(
+fn answer(
     environment: &Environment,
     text: &[u8],
     started_ms: u64,
@@ -50,7 +50,7 @@ async fn answer(
     if command == Command::Version {
         return Ok(Some(versions(version)));
     }
-    serve(environment, command, &document, started_ms).await.map_err(with_version)
+    serve(environment, command, &document, started_ms).map_err(with_version)
 }
 
 fn versions(asked_in: Option<&str>) -> Value {
@@ -58,7 +58,7 @@ fn versions(asked_in: Option<&str>) -> Value {
     json!({ "cniVersion": asked_in.unwrap_or(newest), "supportedVersions": VERSIONS })
 }
 
-async fn serve(
+fn serve(
     environment: &Environment,
     command: Command,
     document: &Map<String, Value>,
@@ -70,25 +70,25 @@ async fn serve(
         Command::Add => {
             let target = call::target(environment, command)?;
             let arguments = call::arguments(environment)?;
-            let attachment = add(&client, &target, &config, arguments, started_ms).await?;
+            let attachment = add(&client, &target, &config, arguments, started_ms)?;
             Ok(Some(reply::added(&config.version, &attachment, target.netns.as_deref())))
         }
         Command::Del => {
             let Target { container, interface, .. } = call::target(environment, command)?;
-            client.detach(&container, &interface).await?;
+            client.detach(&container, &interface)?;
             Ok(None)
         }
         Command::Check => {
             let target = call::target(environment, command)?;
-            check(&client, &target, &config).await.map(|()| None)
+            check(&client, &target, &config).map(|()| None)
         }
-        Command::Gc => collect(&client, &config).await.map(|()| None),
-        Command::Status => status(&client, &config).await.map(|()| None),
+        Command::Gc => collect(&client, &config).map(|()| None),
+        Command::Status => status(&client, &config).map(|()| None),
         Command::Version => Ok(Some(versions(Some(&config.version)))),
     }
 }
 
-async fn add(
+fn add(
     client: &Client,
     target: &Target,
     config: &Config,
@@ -111,25 +111,25 @@ async fn add(
         policy: None,
     };
     let Target { container, interface, .. } = target;
-    match client.attach(container, interface, &spec).await {
+    match client.attach(container, interface, &spec) {
         Err(ClientError::Refused(refusal))
             if refusal.code == ErrorCode::Conflict
                 && refusal.field.as_deref() == Some(&format!("labels.{LABEL_STARTED_MS}")) =>
         {
             // The engine asks again, later: it is the same request but for its time.
-            let existing = client.get_attachment(container, interface).await?;
+            let existing = client.get_attachment(container, interface)?;
             match existing.labels.get(LABEL_STARTED_MS) {
                 Some(first) => spec.labels.insert(LABEL_STARTED_MS.to_owned(), first.clone()),
                 None => spec.labels.remove(LABEL_STARTED_MS),
             };
-            Ok(client.attach(container, interface, &spec).await?.0)
+            Ok(client.attach(container, interface, &spec)?.0)
         }
         outcome => Ok(outcome?.0),
     }
 }
 
 /// Holds the attachment against what the ADD answered.
-async fn check(client: &Client, target: &Target, config: &Config) -> Result<(), CniError> {
+fn check(client: &Client, target: &Target, config: &Config) -> Result<(), CniError> {
     let Some(previous) = &config.previous else {
         return Err(CniError::new(
             Code::BadConfig,
@@ -138,7 +138,7 @@ async fn check(client: &Client, target: &Target, config: &Config) -> Result<(), 
         ));
     };
     let Target { container, interface, netns } = target;
-    let attachment = client.get_attachment(container, interface).await?;
+    let attachment = client.get_attachment(container, interface)?;
     let now = reply::added(&config.version, &attachment, netns.as_deref());
     // Other plugins of the chain may have added interfaces and addresses of theirs.
     let own = |document: &Value| {
@@ -181,14 +181,14 @@ fn is_same_text(a: &Value, b: &Value) -> bool {
 
 /// Detaches what this configuration attached and the engine does not know any more. All are tried;
 /// the first failure is told.
-async fn collect(client: &Client, config: &Config) -> Result<(), CniError> {
+fn collect(client: &Client, config: &Config) -> Result<(), CniError> {
     let Some(valid) = &config.valid else { return Ok(()) };
     let mut failure = None;
-    for attachment in client.list_attachments(None).await?.attachments {
+    for attachment in client.list_attachments()?.attachments {
         let is_ours = attachment.labels.get(LABEL_NETWORK) == Some(&config.name);
         let Attachment { owner, interface, .. } = attachment;
         if is_ours && !valid.contains(&(owner.clone(), interface.clone())) {
-            let outcome = client.detach(&owner, &interface).await;
+            let outcome = client.detach(&owner, &interface);
             failure = failure.or(outcome.err());
         }
     }
@@ -196,8 +196,8 @@ async fn collect(client: &Client, config: &Config) -> Result<(), CniError> {
 }
 
 /// Whether an ADD could be served.
-async fn status(client: &Client, config: &Config) -> Result<(), CniError> {
-    let health = client.health().await.map_err(|error| {
+fn status(client: &Client, config: &Config) -> Result<(), CniError> {
+    let health = client.health().map_err(|error| {
         // Without the switch no pod has a network.
         let CniError { message, details, .. } = error.into();
         CniError::new(Code::NotAvailableForAny, message, details)
@@ -210,7 +210,7 @@ async fn status(client: &Client, config: &Config) -> Result<(), CniError> {
         ));
     }
     let wanted = config.network.as_deref().unwrap_or(DEFAULT_NETWORK);
-    let networks = client.list_networks().await?.networks;
+    let networks = client.list_networks()?.networks;
     let Some(network) = networks.iter().find(|network| network.name == wanted) else {
         return Err(CniError::new(
             Code::NotAvailable,

@@ -50,12 +50,10 @@ impl Switch {
                 "Name one that `slipwayctl pmd list` shows, or add cores under [pmd] in slipwayd.toml",
             ));
         }
-        let is_socket = |mode| matches!(mode, PortMode::Listen | PortMode::Connect);
-        let has_socket = |e: &&PortEntry| is_socket(e.spec.mode) && e.spec.socket == spec.socket;
-        if let Some(other) = state.ports.values().find(has_socket) {
+        if let Some(other) = state.has_socket(&spec.socket) {
             return Err(ApiError::new(
                 ErrorCode::Conflict,
-                format!("Port {} has this socket", other.spec.name),
+                format!("Port {other} has this socket"),
                 "Give each port a socket of its own",
             )
             .about("socket", spec.socket.display()));
@@ -107,14 +105,14 @@ impl Switch {
         let rules = spec.policy.as_ref().map(|policy| Arc::new(Rules::new(policy)));
         let entry =
             PortEntry { spec, vport: Arc::clone(&vport), rules, tap: None, netns: None, user };
-        state.ports.insert(entry.spec.name.clone(), entry);
+        state.insert(entry);
         self.publish(state);
         Ok(vport)
     }
 
     /// Undoes [`Self::enter`], of a port none of whose rings runs.
     pub(super) fn withdraw(&self, state: &mut State, name: &str) {
-        if let Some(entry) = state.ports.remove(name) {
+        if let Some(entry) = state.remove(name) {
             self.shared.fdb.remove_port(entry.vport.id);
         }
     }
@@ -169,7 +167,7 @@ impl Switch {
     }
 
     pub(super) fn remove(&self, state: &mut State, name: &str) {
-        let Some(entry) = state.ports.remove(name) else { return };
+        let Some(entry) = state.remove(name) else { return };
         // Rings first: on return no PMD touches the guest's memory. Then the tables, so that no
         // PMD finds the port; then its addresses.
         self.vhost.remove_port(entry.vport.id.0);

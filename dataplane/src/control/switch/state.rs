@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use slipway_api::{AppliedPortSpec, UnknownUnicast as Policy, VniSpec};
+use slipway_api::{AppliedPortSpec, PortMode, UnknownUnicast as Policy, VniSpec};
 
 use crate::neighbour::{Neighbour, Neighbours};
 use crate::policy::rules::Rules;
@@ -17,7 +18,10 @@ use crate::wire;
 /// What was asked for, and the numbers given to it.
 #[derive(Debug, Default)]
 pub(super) struct State {
+    /// By name. They come by [`State::insert`] and go by [`State::remove`].
     pub(super) ports: BTreeMap<String, PortEntry>,
+    /// Who has which socket: a look-up for each new port, not a comparison with all.
+    sockets: BTreeMap<PathBuf, String>,
     pub(super) vnis: BTreeMap<u32, VniEntry>,
 }
 
@@ -47,18 +51,43 @@ impl State {
         self.ports.values().filter(move |entry| entry.spec.vni == vni)
     }
 
+    /// Adds a port of which [`Self::has_socket`] knows nothing.
+    pub(super) fn insert(&mut self, entry: PortEntry) {
+        let AppliedPortSpec { name, socket, mode, .. } = &entry.spec;
+        if matches!(mode, PortMode::Listen | PortMode::Connect) {
+            self.sockets.insert(socket.clone(), name.clone());
+        }
+        self.ports.insert(name.clone(), entry);
+    }
+
+    /// Takes a port out.
+    pub(super) fn remove(&mut self, name: &str) -> Option<PortEntry> {
+        let entry = self.ports.remove(name)?;
+        if self.sockets.get(&entry.spec.socket).is_some_and(|owner| owner == name) {
+            self.sockets.remove(&entry.spec.socket);
+        }
+        Some(entry)
+    }
+
+    /// Which port has a socket.
+    pub(super) fn has_socket(&self, socket: &Path) -> Option<&str> {
+        self.sockets.get(socket).map(String::as_str)
+    }
+
     /// Who has which address, as far as ports are bound to them.
     pub(super) fn neighbours(&self) -> Neighbours {
-        let mut neighbours = Neighbours::default();
-        for PortEntry { spec, vport, .. } in self.ports.values() {
-            // `PortSpec::check`: who has addresses has a MAC address.
-            let (Some(mac), false) = (spec.mac, spec.addresses.is_empty()) else { continue };
-            let neighbour = Neighbour { mac: wire::Mac(mac.0), port: vport.id };
-            let link_local = IpAddr::from(wire::ndp::link_local(neighbour.mac));
-            for &address in spec.addresses.iter().chain([&link_local]) {
-                neighbours.insert(vport.rules.segment, address, neighbour);
-            }
-        }
+        // `PortSpec::check`: who has addresses has a MAC address.
+        let bound =
+            |entry: &&PortEntry| entry.spec.mac.is_some() && !entry.spec.addresses.is_empty();
+        let known =
+            self.ports.values().filter(bound).flat_map(|PortEntry { spec, vport, .. }| {
+                let mac = wire::Mac(spec.mac.map_or([0; 6], |mac| mac.0));
+                let neighbour = Neighbour { mac, port: vport.id };
+                let link_local = IpAddr::from(wire::ndp::link_local(mac));
+                let addresses = spec.addresses.iter().copied().chain([link_local]);
+                addresses.map(move |address| ((vport.rules.segment, address), neighbour))
+            });
+        let mut neighbours = Neighbours::from_iter(known);
         for (&vni, entry) in &self.vnis {
             if self.members(vni).all(|member| !member.spec.addresses.is_empty()) {
                 neighbours.set_complete(entry.segment);
@@ -76,8 +105,14 @@ impl State {
     }
 
     pub(super) fn free_port_id(&self) -> PortId {
-        let taken: BTreeSet<_> = self.ports.values().map(|entry| entry.vport.id.0).collect();
-        PortId((0..).find(|id| !taken.contains(id)).unwrap_or(u32::MAX))
+        // Of one more than there are, one is free.
+        let mut taken = vec![false; self.ports.len() + 1];
+        for entry in self.ports.values() {
+            if let Some(place) = taken.get_mut(entry.vport.id.0 as usize) {
+                *place = true;
+            }
+        }
+        PortId(taken.iter().position(|is_taken| !is_taken).map_or(u32::MAX, |id| id as u32))
     }
 
     pub(super) fn free_segment(&self) -> Option<u16> {
