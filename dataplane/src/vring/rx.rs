@@ -320,7 +320,10 @@ impl Fill<'_> {
 
 #[inline]
 fn set_num_buffers(head: &mut [u8], n: u16) {
-    if let Some(field) = head.get_mut(NUM_BUFFERS..NUM_BUFFERS + 2) {
+    if let Some(field) = head.get_mut(NUM_BUFFERS..NUM_BUFFERS + 2)
+        // A header that is right already is left alone: what copies it would wait for the store.
+        && *field != n.to_le_bytes()
+    {
         field.copy_from_slice(&n.to_le_bytes());
     }
 }
