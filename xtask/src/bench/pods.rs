@@ -52,6 +52,8 @@ const NAMES: [&str; 3] = ["pods", "pods-vm", "pods-runc"];
 pub struct Plan {
     /// Both kinds of pods, or one.
     experiments: Vec<&'static str>,
+    /// Only these ways, by the names of the comparison's arms; none: all.
+    arms: Vec<String>,
     counts: Vec<usize>,
     rounds: usize,
 }
@@ -72,10 +74,20 @@ impl Plan {
         };
         let experiments: Vec<_> =
             NAMES[1..].iter().copied().filter(|name| is_asked(name)).collect();
+        let arms: Vec<_> = value("--arms")
+            .into_iter()
+            .flat_map(|value| value.split(','))
+            .map(String::from)
+            .collect();
+        let is_there = |(experiment, arm): &(&str, &str)| {
+            experiments.contains(experiment) && is_among(&arms, arm)
+        };
+        let has_ways = WAYS.iter().any(is_there);
         let quick = words.iter().any(|word| word == "--quick");
         let rounds = value("--rounds").and_then(|value| value.parse().ok());
-        (!experiments.is_empty()).then(|| Self {
+        has_ways.then(|| Self {
             experiments,
+            arms,
             counts: if quick { QUICK_PODS.to_vec() } else { PODS.to_vec() },
             rounds: rounds.unwrap_or(if quick { QUICK_ROUNDS } else { ROUNDS }),
         })
@@ -104,16 +116,29 @@ struct Way {
     node: Node,
 }
 
-/// The ways, by the names of the comparison's arms.
-fn ways(accel: Accel) -> [(&'static str, &'static str, Runtime); 5] {
+/// The ways, by the names of the comparison's experiments and arms.
+const WAYS: [(&str, &str); 5] = [
+    (NAMES[1], "slipway"),
+    (NAMES[1], "netns"),
+    (NAMES[2], "netns"),
+    (NAMES[2], "cni-bridge"),
+    (NAMES[2], "cni-macvlan"),
+];
+
+/// Whether an arm is asked for: all are, where none is named.
+fn is_among(arms: &[String], arm: &str) -> bool {
+    arms.is_empty() || arms.iter().any(|named| named == arm)
+}
+
+/// What runs the pods of [`WAYS`], in their order.
+fn runtimes(accel: Accel) -> [Runtime; 5] {
     let ours = Runtime { accel, ..SLIPWAY };
-    let [vm, runc] = [NAMES[1], NAMES[2]];
     [
-        (vm, "slipway", ours),
-        (vm, "netns", Runtime { network: Network::Nobody, ..ours }),
-        (runc, "netns", Runtime { network: Network::Nobody, ..RUNC }),
-        (runc, "cni-bridge", RUNC),
-        (runc, "cni-macvlan", Runtime { network: Network::Macvlan, ..RUNC }),
+        ours,
+        Runtime { network: Network::Nobody, ..ours },
+        Runtime { network: Network::Nobody, ..RUNC },
+        RUNC,
+        Runtime { network: Network::Macvlan, ..RUNC },
     ]
 }
 
@@ -144,8 +169,8 @@ async fn on_nodes(plan: &Plan, accel: Accel, progress: &Progress) -> Result<Vec<
     let before = NetworkSnapshot::take();
     let mut nodes = Vec::new();
     let mut started = Ok(());
-    for (experiment, arm, runtime) in ways(accel) {
-        if !plan.experiments.contains(&experiment) {
+    for ((experiment, arm), runtime) in WAYS.into_iter().zip(runtimes(accel)) {
+        if !plan.experiments.contains(&experiment) || !is_among(&plan.arms, arm) {
             continue;
         }
         let name = format!("A node for {experiment}, {arm}");
@@ -323,6 +348,17 @@ mod tests {
         let one = plan("--figures=startup,pods-vm --rounds 7").unwrap();
         assert_eq!((one.experiments, one.counts, one.rounds), (vec!["pods-vm"], vec![2, 4, 8], 7));
         assert_eq!(plan("--figures pods").unwrap().experiments.len(), 2);
+        assert_eq!(plan("--arms slipway,kata").unwrap().arms, ["slipway", "kata"]);
+        assert_eq!(plan("--arms veth,kata --rounds 9"), None, "none of them has pods");
+        assert_eq!(plan("--figures pods-vm --arms cni-bridge"), None, "it has none with a VM");
+    }
+
+    #[test]
+    fn an_arm_that_is_not_named_starts_no_pods() {
+        assert!(WAYS.iter().all(|(_, arm)| is_among(&[], arm)));
+        let slipway = ["slipway".to_owned()];
+        let named: Vec<_> = WAYS.iter().filter(|(_, arm)| is_among(&slipway, arm)).collect();
+        assert_eq!(named, [&("pods-vm", "slipway")]);
     }
 
     #[test]

@@ -77,16 +77,14 @@ impl State {
     /// Who has which address, as far as ports are bound to them.
     pub(super) fn neighbours(&self) -> Neighbours {
         // `PortSpec::check`: who has addresses has a MAC address.
-        let bound =
-            |entry: &&PortEntry| entry.spec.mac.is_some() && !entry.spec.addresses.is_empty();
-        let known =
-            self.ports.values().filter(bound).flat_map(|PortEntry { spec, vport, .. }| {
-                let mac = wire::Mac(spec.mac.map_or([0; 6], |mac| mac.0));
-                let neighbour = Neighbour { mac, port: vport.id };
-                let link_local = IpAddr::from(wire::ndp::link_local(mac));
-                let addresses = spec.addresses.iter().copied().chain([link_local]);
-                addresses.map(move |address| ((vport.rules.segment, address), neighbour))
-            });
+        let bound = self.ports.values().filter(|entry| !entry.spec.addresses.is_empty());
+        let bound = bound.filter_map(|entry| Some((entry, wire::Mac(entry.spec.mac?.0))));
+        let known = bound.flat_map(|(PortEntry { spec, vport, .. }, mac)| {
+            let neighbour = Neighbour { mac, port: vport.id };
+            let link_local = IpAddr::from(wire::ndp::link_local(mac));
+            let addresses = spec.addresses.iter().copied().chain([link_local]);
+            addresses.map(move |address| ((vport.rules.segment, address), neighbour))
+        });
         let mut neighbours = Neighbours::from_iter(known);
         for (&vni, entry) in &self.vnis {
             if self.members(vni).all(|member| !member.spec.addresses.is_empty()) {
