@@ -78,14 +78,14 @@ fn a_disk_that_is_not_there_is_named_before_qemu_starts() {
 #[test]
 fn room_for_cpus_and_disks_is_made_only_when_asked_for() {
     let mut spec = spec();
-    assert_has(&line_of(&spec).unwrap(), &["-smp 1 "]);
+    assert_has(&line_of(&spec).unwrap(), &["-smp cpus=1,maxcpus=2 "]);
     (spec.vcpus_max, spec.disk_slots) = (Some(4), 2);
     let line = line_of(&spec).unwrap();
     let ports = [
         "pcie-root-port,id=port0,bus=pcie.0,addr=1e,chassis=1,slot=1 ",
         "pcie-root-port,id=port1,bus=pcie.0,addr=1d,chassis=2,slot=2 ",
     ];
-    assert_has(&line, &["-smp cpus=1,maxcpus=4 ", "-accel tcg ", ports[0], ports[1]]);
+    assert_has(&line, &["-smp cpus=1,maxcpus=4 ", "-accel tcg,thread=multi ", ports[0], ports[1]]);
     spec.machine = Machine::Microvm;
     assert!(matches!(line_of(&spec), Err(VmmError::Unsupported { .. })));
     spec.vcpus_max = None;
@@ -123,12 +123,14 @@ fn memory_is_a_shared_memfd() {
 }
 
 #[test]
-fn one_cpu_under_tcg_is_one_thread_without_acpi() {
+fn one_cpu_under_tcg_has_no_acpi_and_has_room_for_another_so_that_barriers_are_kept() {
     let mut spec = spec();
     spec.kernel = Some("/boot/k".into());
     let line = line_of(&spec).unwrap();
-    assert_has(&line, &["hpet=off,acpi=off,memory-backend=ram -accel tcg,thread=single "]);
-    assert_has(&line, &["-cpu max,-smap", " acpi=off "]);
+    assert_has(&line, &["hpet=off,acpi=off,memory-backend=ram -accel tcg,thread=multi "]);
+    assert_has(&line, &["-cpu max,-smap", " acpi=off ", "-smp cpus=1,maxcpus=2 "]);
+    spec.vcpus = 2;
+    assert_has(&line_of(&spec).unwrap(), &["-smp 2 "]);
 }
 
 #[test]

@@ -66,15 +66,27 @@ pub async fn who_takes_too_much_memory_is_killed_and_the_reason_told(node: &Node
     let pod = node.pod("oom").await?;
     let bystander = pod.idle("bystander").await?;
     let limits = LinuxContainerResources { memory_limit_in_bytes: 16 * MIB, ..Default::default() };
-    // It keeps all that it reads until a line ends.
-    let greedy =
-        pod.run(ContainerSpec::new("greedy", &["tail", "/dev/zero"]).limits(limits)).await?;
-    assert_eq!(greedy.ended().await?, 137);
-    let reason = async {
-        while node.cri().container_status(greedy.id()).await?.reason != "OOMKilled" {}
-        anyhow::Ok(())
-    };
-    timeout(LIMIT, reason).await.context("The reason is not told")??;
+    // containerd asks runc's shim what the kernel did, and may hear of the end first: then there is no reason.
+    let chances = if node.runtime().has_vm { 1 } else { 3 };
+    for chance in 1..=chances {
+        // It keeps all that it reads until a line ends.
+        let spec = ContainerSpec::new(&format!("greedy-{chance}"), &["tail", "/dev/zero"]);
+        let greedy = pod.run(spec.limits(limits.clone())).await?;
+        assert_eq!(greedy.ended().await?, 137);
+        let reason = async {
+            while node.cri().container_status(greedy.id()).await?.reason != "OOMKilled" {}
+            anyhow::Ok(())
+        };
+        let wait = if chance < chances { LIMIT / 10 } else { LIMIT };
+        match timeout(wait, reason).await {
+            Ok(told) => {
+                told?;
+                break;
+            }
+            Err(_) if chance < chances => {}
+            Err(late) => return Err(late).context("The reason is not told"),
+        }
+    }
     assert_eq!(bystander.exec(&["true"]).await?.code, 0);
     Ok(())
 }
@@ -115,9 +127,11 @@ pub async fn events_come_in_order_and_each_once(node: &Node) -> Result<()> {
     timeout(LIMIT, heard).await.context("No event is heard")??;
 
     let pod = node.pod("events").await?;
-    let script = "while [ ! -e /tmp/end ]; do sleep 0.05; done; exit 3";
+    let script = "trap 'exit 3' TERM; echo up; while :; do sleep 0.05; done";
     let container = pod.run(ContainerSpec::shell("busy", script)).await?;
-    assert_eq!(container.exec(&["touch", "/tmp/end"]).await?.code, 0);
+    container.printed("up").await?;
+    assert_eq!(container.exec(&["true"]).await?.code, 0);
+    container.stop(LIMIT).await?;
     assert_eq!(container.ended().await?, 3);
     let (pod_id, id) = (pod.id().to_owned(), container.id().to_owned());
     pod.remove().await?;
@@ -173,8 +187,9 @@ pub async fn events_come_in_order_and_each_once(node: &Node) -> Result<()> {
 
 pub async fn pods_outlive_a_killed_containerd_and_are_known_to_the_next(node: &Node) -> Result<()> {
     let pod = node.pod("survivor").await?;
-    let wait = "while [ ! -e /tmp/end ]; do sleep 0.05; done; exit 9";
+    let wait = "trap 'exit 9' TERM; echo up; while :; do sleep 0.05; done";
     let lasting = pod.run(ContainerSpec::shell("lasting", wait)).await?;
+    lasting.printed("up").await?;
     let script = "echo up; while [ ! -e /data/end ]; do sleep 0.05; done; exit 8";
     let volume = node.folder().join("volume");
     std::fs::create_dir_all(&volume)?;
@@ -191,7 +206,8 @@ pub async fn pods_outlive_a_killed_containerd_and_are_known_to_the_next(node: &N
     let status = node.cri().container_status(lasting.id()).await?;
     assert_eq!(status.state(), ContainerState::Running);
     assert_eq!(ending.ended().await?, 8);
-    assert_eq!(lasting.shell("echo still; touch /tmp/end").await?, "still\n");
+    assert_eq!(lasting.shell("echo still").await?, "still\n");
+    lasting.stop(LIMIT).await?;
     assert_eq!(lasting.ended().await?, 9);
     let newcomer = pod.idle("newcomer").await?;
     assert_eq!(newcomer.exec(&["true"]).await?.code, 0);
