@@ -376,6 +376,7 @@ const fn name_of(call: &Call) -> &'static str {
         Call::UdpRecv(_) => "udp_recv",
         Call::UdpSend(_) => "udp_send",
         Call::Result(_) => "result",
+        Call::Run(_) => "run",
         Call::Reboot => "reboot",
         Call::Poweroff => "poweroff",
     }

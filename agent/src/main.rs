@@ -31,6 +31,7 @@ mod netlink;
 mod ping;
 mod port;
 mod ports;
+mod program;
 mod runtime;
 mod serve;
 mod system;

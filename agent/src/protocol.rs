@@ -31,6 +31,8 @@ pub const MAX_PAYLOAD: u32 = 65_507;
 pub const MAX_WAIT_MS: u32 = 600_000;
 /// Most echoes of one [`Call::Ping`].
 pub const MAX_PINGS: u32 = 10_000;
+/// Most bytes of what a program of [`Call::Run`] prints that are told: doubled by escapes they fit into a line.
+pub const MAX_OUTPUT: usize = 7 * 1024;
 /// Most datagrams of one UDP transfer.
 pub const MAX_DATAGRAMS: u32 = 1_000_000;
 /// Smallest UDP test payload in bytes: sequence number and checksum, eight each.
@@ -66,6 +68,8 @@ pub enum Call {
     UdpSend(UdpSend),
     /// Waits for the end of a receiver and forgets it.
     Result(Claim),
+    /// Runs a program that the host put into the image; answered with [`Answer::Ran`] at its end.
+    Run(Run),
     /// Reboots the guest. The answer is [`Answer::Done`]; the guest's next word is
     /// [`Line::Ready`].
     Reboot,
@@ -168,6 +172,17 @@ pub struct Claim {
     pub timeout_ms: u32,
 }
 
+/// A program to run. Its standard input is empty, and what it says to standard error goes to the console.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Run {
+    /// Its path, and its arguments.
+    pub words: Vec<String>,
+    /// How long it may take, in milliseconds; then it is killed.
+    #[serde(default = "default_timeout_ms")]
+    pub timeout_ms: u32,
+}
+
 const fn default_ping_bytes() -> u32 {
     56
 }
@@ -230,6 +245,8 @@ pub enum Answer {
     Transfer(Transfer),
     /// Of [`Call::UdpSend`], and of [`Call::Result`] for a UDP receiver.
     Datagrams(Datagrams),
+    /// Of [`Call::Run`].
+    Ran(Ran),
     /// Of [`Call::Reboot`] and [`Call::Poweroff`].
     Done,
 }
@@ -334,6 +351,15 @@ pub struct Datagrams {
     pub seconds: f64,
 }
 
+/// The end of a program.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ran {
+    /// Its exit code, or 128 and the signal that ended it.
+    pub status: i32,
+    /// The first [`MAX_OUTPUT`] bytes that it printed, with a question mark for what is no text.
+    pub output: String,
+}
+
 /// Why a call was not done.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{message}")]
@@ -402,6 +428,10 @@ impl Call {
                 in_range("size_bytes", send.size_bytes.into(), least, most)
             }
             Self::Result(claim) => wait(claim.timeout_ms),
+            Self::Run(run) => {
+                in_range("words", run.words.len() as u64, 1, MAX_LINE as u64)?;
+                wait(run.timeout_ms)
+            }
         }
     }
 }

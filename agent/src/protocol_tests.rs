@@ -25,6 +25,7 @@ fn every_call_reads_back_as_it_was_written() {
             interval_us: 0,
         }),
         Call::Result(Claim { ticket: 1, timeout_ms: 5 }),
+        Call::Run(Run { words: vec!["/bin/true".to_owned()], timeout_ms: 5 }),
         Call::Reboot,
         Call::Poweroff,
     ] {

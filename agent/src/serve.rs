@@ -19,7 +19,7 @@ use slipway_agent::protocol::{
     RefusalCode, Refused, Reply, Ticket, UdpReceive, overlong, parse_request, to_line,
 };
 
-use crate::{ping, system, tcp, udp};
+use crate::{ping, program, system, tcp, udp};
 
 /// Stack of a worker in bytes. The buffers are on the heap.
 const STACK: usize = 128 * 1024;
@@ -100,6 +100,7 @@ impl Server {
             Call::Ping(ping) => self.spawn(id, move |_| ping::run(&ping)),
             Call::TcpSend(send) => self.spawn(id, move |_| tcp::send(&send)),
             Call::UdpSend(send) => self.spawn(id, move |_| udp::send(&send)),
+            Call::Run(run) => self.spawn(id, move |_| program::run(&run)),
             Call::Result(claim) => self.spawn(id, move |server| server.claim(&claim)),
         }
     }

@@ -321,7 +321,8 @@ impl Progress {
 
 /// By the time that the steps so far took.
 pub(crate) fn seconds_left(passed_s: u64, done: usize, steps: usize) -> String {
-    if done < 3 {
+    // What so short a time says is the haste of the first step.
+    if done < 3 || passed_s < 5 {
         return String::new();
     }
     let left_s = passed_s * (steps - done) as u64 / done as u64;
@@ -339,6 +340,7 @@ mod tests {
     #[test]
     fn the_time_left_follows_from_the_steps_so_far() {
         assert_eq!(seconds_left(5, 2, 100), "");
+        assert_eq!(seconds_left(0, 50, 100), "");
         assert_eq!(seconds_left(10, 10, 20), "; 10 s left");
         assert_eq!(seconds_left(10, 10, 110), "; 2 min left");
     }

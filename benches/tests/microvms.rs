@@ -82,7 +82,8 @@ fn compare(arguments: &[&str]) -> (Value, String) {
         .arg(cni)
         .arg("--out")
         .arg(out.path())
-        .args(["--quick", "--rounds", "1"])
+        .args(["--quick", "--rounds", "1", "--testpmd"])
+        .arg(env::var_os("SLIPWAY_TESTPMD").expect("SLIPWAY_TESTPMD; run: cargo xtask test"))
         .args(arguments)
         .env("TMPDIR", temporary.path())
         .output()
@@ -110,7 +111,7 @@ fn every_arm_that_is_here_answers_and_every_figure_of_ours_is_told() {
     let (samples, printed) = compare(&["--figures", "vm-round-trips"]);
     let measurements = samples["measurements"].as_array().unwrap();
     let absent = samples["absences"].as_array().unwrap();
-    for arm in ["slipway", "tap-bridge", "kata", "macvtap", "ovs", "ovs-dpdk"] {
+    for arm in ["slipway", "tap-bridge", "vhost-net", "kata", "macvtap", "ovs", "ovs-dpdk"] {
         let is_always = ALWAYS.iter().any(|always| always.name() == arm);
         if let Some(absence) = absent.iter().find(|absence| absence["arm"] == arm) {
             assert!(!is_always, "{absence}");
@@ -137,6 +138,7 @@ fn every_arm_that_is_here_answers_and_every_figure_of_ours_is_told() {
     let expected = [
         "vm-throughput 1",
         "vm-round-trips 2",
+        "vm-packets 64",
         "vm-throughput 10",
         "vm-completion 10",
         "vm-throughput 50",
@@ -147,7 +149,7 @@ fn every_arm_that_is_here_answers_and_every_figure_of_ours_is_told() {
     ];
     assert_eq!(points, expected);
     let value = |at: usize, key: &str| measurements[at]["values"][key].as_f64().unwrap();
-    for (at, clients) in [(0, 1), (2, 10), (4, 50)] {
+    for (at, clients) in [(0, 1), (3, 10), (5, 50)] {
         let shares = &measurements[at]["distributions"]["per_client_gbit_per_s"];
         let shares: Vec<_> =
             shares.as_array().unwrap().iter().map(|n| n.as_f64().unwrap()).collect();
@@ -156,10 +158,12 @@ fn every_arm_that_is_here_answers_and_every_figure_of_ours_is_told() {
         assert!(value(at, "switch_cycles_per_byte") > 0.0);
         assert!((0.0..=100.0).contains(&value(at, "pmd_busy")));
     }
-    for (at, flows) in [(3, 10), (5, 50), (6, 40), (7, 40)] {
+    for (at, flows) in [(4, 10), (6, 50), (7, 40), (8, 40)] {
         let completions = measurements[at]["distributions"]["completion_ms"].as_array().unwrap();
         assert_eq!(completions.len(), flows, "{}", points[at]);
         assert!(value(at, "p50_ms") <= value(at, "p99_ms"));
     }
+    assert!(value(2, "mpps") > 0.0 && value(2, "switch_cycles_per_frame") > 0.0);
+    assert_eq!(value(2, "lost_percent"), 0.0, "the ring holds all that circle");
     assert!(printed.contains("throughput of 50 pairs of guests"), "{printed}");
 }

@@ -7,6 +7,7 @@ mod ab;
 pub mod compare;
 mod instructions;
 mod pods;
+mod qemu;
 mod source;
 
 use std::process::Command;

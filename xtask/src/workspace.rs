@@ -91,7 +91,7 @@ pub struct Static {
 
 /// The plugin is one: it is started for each pod, and where others are linked anew each time, it just runs.
 pub const PLUGIN: Static =
-    Static { package: "slipwayctl", program: "slipway-cni", profile: "release" };
+    Static { package: "slipwayctl", program: "slipway-cni", profile: "small" };
 
 impl Static {
     /// Builds it with `target` as cargo's target directory, and returns where it is. Blocks.

@@ -10,11 +10,12 @@ use benches::compare::arms::{ArmKind, Programs};
 use benches::compare::figures::Figures;
 use benches::compare::flows::experiment::{Endpoints, Experiment};
 use benches::compare::flows::microvms::MicroVms;
-use benches::compare::flows::{self, containers::Containers};
+use benches::compare::flows::qemu::{Image, Qemus};
+use benches::compare::flows::{self, congestion, containers::Containers};
 use benches::compare::report::{self, diff, table};
 use benches::compare::run;
 use benches::compare::samples::{Parameters, Samples};
-use benches::interrupt;
+use benches::{interrupt, peer};
 use clap::{Parser, ValueEnum};
 
 /// Pods at once.
@@ -48,6 +49,9 @@ struct Arguments {
     /// Leave out points of the data plane with more pairs of pods
     #[arg(long)]
     pairs: Option<u16>,
+    /// TCP's congestion control in the pods, e.g. cubic [default: the kernel's]
+    #[arg(long)]
+    congestion_control: Option<String>,
     /// Threads that set pods up
     #[arg(long, default_value_t = PARALLEL, value_parser = clap::value_parser!(u16).range(1..=1000))]
     parallel: u16,
@@ -63,6 +67,12 @@ struct Arguments {
     /// Its plugin [default: the one beside this program]
     #[arg(long)]
     slipway_cni: Option<PathBuf>,
+    /// The folder to which DPDK's testpmd and its libraries are unpacked
+    #[arg(long, value_name = "FOLDER")]
+    testpmd: Option<PathBuf>,
+    /// Kernel, initrd, command line and accelerator of QEMU guests, as `cargo xtask compare` makes them
+    #[arg(long, value_name = "FOLDER")]
+    guest: Option<PathBuf>,
     /// What `cargo xtask compare` measured of whole pods
     #[arg(long, value_name = "FILE")]
     pods_measured: Option<PathBuf>,
@@ -120,13 +130,13 @@ fn run(arguments: Arguments) -> Result<()> {
         pods = if arguments.quick { vec![PODS[0]] } else { PODS.to_vec() };
     }
     let rounds = arguments.rounds.unwrap_or(if arguments.quick { QUICK_ROUNDS } else { ROUNDS });
-    let congestion_control = fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control");
+    let congestion_control = arguments.congestion_control.map_or_else(congestion::preset, Ok)?;
     let parameters = Parameters {
         arms,
         figures: arguments.figures,
         quick: arguments.quick,
         pairs: arguments.pairs.map(usize::from),
-        congestion_control: congestion_control.unwrap_or_default().trim().to_owned(),
+        congestion_control,
         pods,
         rounds: rounds.into(),
         parallel: arguments.parallel.into(),
@@ -137,12 +147,23 @@ fn run(arguments: Arguments) -> Result<()> {
     if figures.startup {
         run::run(&host, &mut samples, &programs)?;
     }
-    let containers = Containers::new(programs.clone(), arguments.quick);
+    let Parameters { congestion_control, quick, .. } = &samples.parameters;
+    let containers = Containers::new(programs.clone(), congestion_control.clone(), *quick);
     flows::run::run(&host, &mut samples, &containers, &figures.experiments)?;
     let is_with_guests = |e: &&Experiment| e.endpoints == Endpoints::Microvm;
     if figures.experiments.iter().any(is_with_guests) {
         let Parameters { arms, quick, .. } = &samples.parameters;
-        let bench = MicroVms::new(arms, &programs.slipwayd, *quick)?;
+        let slipwayd = programs.slipwayd.clone();
+        let testpmd = arguments.testpmd.map(fs::canonicalize).transpose();
+        let testpmd = testpmd.context("Failed to resolve testpmd's folder")?;
+        let programs = peer::Programs { slipwayd, testpmd };
+        let bench = MicroVms::new(arms, &figures.experiments, programs, *quick)?;
+        flows::run::run(&host, &mut samples, &bench, &figures.experiments)?;
+    }
+    if figures.experiments.iter().any(|e| e.endpoints == Endpoints::Qemu) {
+        let Parameters { arms, quick, .. } = &samples.parameters;
+        let guest = arguments.guest.as_deref().map(Image::read).transpose()?;
+        let bench = Qemus::new(arms, guest, programs.slipwayd.clone(), *quick)?;
         flows::run::run(&host, &mut samples, &bench, &figures.experiments)?;
     }
     flows::pods::enter(&mut samples, &figures.experiments, arguments.pods_measured.as_deref())?;

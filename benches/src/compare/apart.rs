@@ -14,6 +14,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 
@@ -32,10 +33,12 @@ pub const NAMES: &str = "/run/netns";
 /// Where bpftrace looks for tracepoints.
 const TRACING: &str = "/sys/kernel/tracing";
 
-/// Our host. There is one in a process, and it is never left.
+/// Our host. There is one in a process, and it is left only for others beside it.
 #[derive(Debug)]
 pub struct Apart {
     netns: File,
+    /// Where its network has a name, if it is not that which we began with.
+    path: Option<PathBuf>,
     /// Who starts the arms' programs.
     pub launchers: Launchers,
 }
@@ -66,7 +69,41 @@ impl Apart {
         setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
         let netns = current_netns()?;
         Route::open()?.up("lo").context("Failed to set lo of our host up")?;
-        Ok(Self { netns, launchers: Launchers::start(parallel)? })
+        Ok(Self { netns, path: None, launchers: Launchers::start(parallel)? })
+    }
+
+    /// Another host beside it: the network namespace `netns`, which is named `path`; all else is shared. The
+    /// caller is on this one, and stays.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn beside(&self, netns: BorrowedFd<'_>, path: PathBuf) -> Result<Self> {
+        let netns = File::from(netns.try_clone_to_owned()?);
+        // Who starts programs starts those that talk to daemons by sockets, wherever it is.
+        let other = Self { netns, path: Some(path), launchers: Launchers::start(1)? };
+        self.on(&other, || Route::open()?.up("lo").context("Failed to set lo of a host up"))?;
+        Ok(other)
+    }
+
+    /// Runs `act` with the calling thread on `other`.
+    ///
+    /// # Errors
+    /// Those of `act`; the kernel refuses.
+    pub fn on<T>(&self, other: &Self, act: impl FnOnce() -> Result<T>) -> Result<T> {
+        other.return_here()?;
+        let outcome = act();
+        self.return_here()?;
+        outcome
+    }
+
+    /// Where its network has a name, if it is not that which we began with.
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+
+    /// Its network.
+    pub fn netns(&self) -> BorrowedFd<'_> {
+        self.netns.as_fd()
     }
 
     /// A new, empty folder for `name`. It goes when its handle is dropped.

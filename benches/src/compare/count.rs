@@ -43,6 +43,8 @@ const READY: &str = "READY";
 const TRIAL: &str = "cmp-trial";
 /// How often it does.
 const TRIALS: u64 = 100;
+/// On a busy machine the kernel may lose some of them, or nobody waits for the mutex: so often it is tried.
+const ATTEMPTS: usize = 3;
 /// Threads that fight for the RTNL mutex, and how often each takes it.
 const FIGHTERS: usize = 8;
 const ROUNDS: usize = 500;
@@ -125,15 +127,14 @@ impl<'a> Tracer<'a> {
 
     fn try_all(&mut self) -> Result<()> {
         self.has_messages = true;
-        let counts = self.trace(trial)??;
-        let counted = counts.get("@messages").and_then(|by| by.get(TRIAL)).copied().unwrap_or(0);
+        let counted = self.tried("@messages")?;
         self.has_messages = counted == TRIALS;
         self.methods.messages = if self.has_messages {
             "bpftrace: sendto, sendmsg and sendmmsg on sockets of NETLINK_ROUTE".to_owned()
         } else {
             format!("not counted: of {TRIALS} messages sent the kernel showed {counted}")
         };
-        match self.find_mutex() {
+        match again(|| self.find_mutex(), |_| true) {
             Ok(address) => self.mutex = Some((address, false)),
             Err(error) => {
                 crate::interrupt::check()?;
@@ -146,10 +147,7 @@ impl<'a> Tracer<'a> {
                               address is the one that link-ups fight for"
             .to_owned();
         self.mutex = self.mutex.map(|(address, _)| (address, true));
-        let counted = self.trace(trial).and_then(|outcome| outcome);
-        let counted = counted.map(|counts| {
-            counts.get("@acquisitions").and_then(|by| by.get(TRIAL)).copied().unwrap_or(0)
-        });
+        let counted = self.tried("@acquisitions");
         let is_exact = matches!(counted, Ok(TRIALS));
         self.mutex = self.mutex.map(|(address, _)| (address, is_exact));
         self.methods.acquisitions = match counted {
@@ -166,13 +164,13 @@ impl<'a> Tracer<'a> {
     ///
     /// # Errors
     /// bpftrace does not run; a daemon is not where it is seen; those of `act`.
-    pub fn count<T>(
+    pub fn count(
         &self,
         kind: ArmKind,
         arm: &dyn Arm,
         pods: usize,
-        act: impl FnOnce(&mut dyn FnMut() -> Result<()>) -> Result<T>,
-    ) -> Result<(Count, T)> {
+        act: impl FnOnce(&mut dyn FnMut() -> Result<()>) -> Result<()>,
+    ) -> Result<Count> {
         let ours = fs::read_link("/proc/thread-self/ns/mnt")?;
         for pid in arm.daemons() {
             let theirs = fs::read_link(format!("/proc/{pid}/ns/mnt"))?;
@@ -180,28 +178,26 @@ impl<'a> Tracer<'a> {
         }
         let is_anything_counted = self.has_messages || self.mutex.is_some();
         let mut session = if is_anything_counted { Some(self.start()?) } else { None };
-        let mut counts = (!is_anything_counted).then(BTreeMap::new);
-        let outcome = act(&mut || {
-            if let Some(session) = session.take() {
-                counts = Some(session.finish()?);
-            }
+        let mut counts = (!is_anything_counted).then(|| Ok(BTreeMap::new()));
+        act(&mut || {
+            // What is wrong with it is told below: a burst takes errors for its own.
+            counts = session.take().map(Session::finish).or_else(|| counts.take());
             Ok(())
         })?;
-        let mut counts = counts.context("The burst ended before its set-up did")?;
+        let mut counts = counts.context("The set-up did not come to its end")??;
         let mut take = |name: &str, is_counted: bool| {
             // bpftrace leaves out what has no entry: then it is none.
             is_counted.then(|| counts.remove(name).unwrap_or_default())
         };
         let has_acquisitions = self.mutex.is_some_and(|(_, has)| has);
-        let count = Count {
+        Ok(Count {
             arm: kind,
             pods,
             messages: take("@messages", self.has_messages),
             acquisitions: take("@acquisitions", has_acquisitions),
             hold_ns: take("@hold", has_acquisitions),
             wait_ns: take("@wait", self.mutex.is_some()),
-        };
-        Ok((count, outcome))
+        })
     }
 
     /// Traces what `act` does.
@@ -209,6 +205,15 @@ impl<'a> Tracer<'a> {
         let session = self.start()?;
         act();
         Ok(session.finish())
+    }
+
+    /// What a trial shows in the map `name`, at best.
+    fn tried(&self, name: &str) -> Result<u64> {
+        let one = || {
+            let counts = self.trace(trial)??;
+            Ok(counts.get(name).and_then(|by| by.get(TRIAL)).copied().unwrap_or(0))
+        };
+        again(one, |counted| *counted == TRIALS)
     }
 
     fn start(&self) -> Result<Session> {
@@ -318,6 +323,21 @@ fn maps(text: &str) -> BTreeMap<String, ByName> {
     all
 }
 
+/// The first of a few outcomes of `act` that is good, else the last; no more if someone wants us to end.
+///
+/// # Errors
+/// Those of `act`.
+pub fn again<T>(mut act: impl FnMut() -> Result<T>, is_good: impl Fn(&T) -> bool) -> Result<T> {
+    let mut outcome = act();
+    for _ in 1..ATTEMPTS {
+        if outcome.as_ref().is_ok_and(&is_good) || crate::interrupt::check().is_err() {
+            break;
+        }
+        outcome = act();
+    }
+    outcome
+}
+
 /// Sets `lo` of a namespace of its own up, again and again, in a thread with a name of its own.
 fn trial() {
     thread::scope(|scope| {
@@ -354,6 +374,21 @@ fn own_namespace() -> Result<Route> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_fails_is_tried_again_a_few_times() {
+        let mut left = [3, 2, 1].into_iter();
+        let mut next = || left.next().context("no more");
+        assert_eq!(again(&mut next, |n| *n < 3).unwrap(), 2);
+        // The third try finds nothing.
+        assert_eq!(again(&mut next, |_| false).unwrap_err().to_string(), "no more");
+        let mut calls = 0;
+        let mut count = || {
+            calls += 1;
+            Ok(calls)
+        };
+        assert_eq!(again(&mut count, |_| false).unwrap(), ATTEMPTS);
+    }
 
     #[test]
     fn maps_are_read_from_among_other_lines() {

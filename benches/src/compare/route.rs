@@ -23,6 +23,11 @@ const HEADER: usize = 16;
 const VETH_INFO_PEER: u16 = 1;
 const IFLA_MACVLAN_MODE: u16 = 1;
 const MACVLAN_MODE_BRIDGE: u32 = 4;
+const IFLA_VXLAN_ID: u16 = 1;
+const IFLA_VXLAN_GROUP: u16 = 2;
+const IFLA_VXLAN_PORT: u16 = 15;
+/// As IANA has it (RFC 7348); the kernel's own preset is older.
+const VXLAN_PORT: u16 = 4789;
 const TCA_KIND: u16 = 1;
 const TCA_OPTIONS: u16 = 2;
 const TCA_U32_SEL: u16 = 5;
@@ -196,6 +201,44 @@ impl Route {
             up.attribute(libc::IFLA_MASTER, &bridge.to_ne_bytes());
         }
         self.request(up)
+    }
+
+    /// Makes one end of a tunnel to `remote`: below `bridge`, up.
+    ///
+    /// # Errors
+    /// The kernel's word.
+    pub fn add_vxlan(
+        &self,
+        name: &str,
+        id: u32,
+        remote: [u8; 4],
+        bridge: u32,
+    ) -> Result<(), Errno> {
+        let mut message = new_link(0);
+        message.text(libc::IFLA_IFNAME, name);
+        message.nested(libc::IFLA_LINKINFO, |info| {
+            info.text(libc::IFLA_INFO_KIND, "vxlan");
+            info.nested(libc::IFLA_INFO_DATA, |data| {
+                data.attribute(IFLA_VXLAN_ID, &id.to_ne_bytes());
+                data.attribute(IFLA_VXLAN_GROUP, &remote);
+                data.attribute(IFLA_VXLAN_PORT, &VXLAN_PORT.to_be_bytes());
+            });
+        });
+        self.request(message)?;
+        self.enslave(name, bridge)?;
+        self.up(name)
+    }
+
+    /// Sets how long a packet a device takes, in bytes.
+    ///
+    /// # Errors
+    /// The kernel's word.
+    pub fn set_mtu(&self, name: &str, mtu: u32) -> Result<(), Errno> {
+        let mut message = Message::new(libc::RTM_NEWLINK, 0);
+        message.link_header(0, true);
+        message.text(libc::IFLA_IFNAME, name);
+        message.attribute(libc::IFLA_MTU, &mtu.to_ne_bytes());
+        self.request(message)
     }
 
     /// Sets a device up.

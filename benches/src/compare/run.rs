@@ -16,7 +16,7 @@ use dataplane::clock;
 use super::apart::Apart;
 use super::arms::{ArmKind, Programs};
 use super::burst::{self, Burst};
-use super::count::{Count, Tracer};
+use super::count::{Count, Tracer, again};
 use super::samples::{Sample, Samples};
 use crate::belongings::Belongings;
 use crate::order::order;
@@ -47,7 +47,8 @@ pub fn run(host: &Apart, samples: &mut Samples, programs: &Programs) -> Result<(
     let sizes: usize = parameters.pods.iter().sum();
     // In pods, as a burst takes about as long as it has pods.
     let all = present.len() * (2 * fewest + parameters.rounds * sizes);
-    let mut progress = Progress { all, done: 0, begin: clock::ticks() };
+    let warm_up = present.len() * fewest;
+    let mut progress = Progress { all, warm_up, done: 0, begin: clock::ticks() };
     let (mut bursts, mut failures) = (Vec::new(), Vec::new());
     let parallel = parameters.parallel;
     let mut fail = |what: String| {
@@ -89,14 +90,20 @@ pub fn run(host: &Apart, samples: &mut Samples, programs: &Programs) -> Result<(
         }
     }
     let tracer = Tracer::new(host)?;
-    let mut counts = Vec::new();
+    let (mut counts, mut uncounted) = (Vec::new(), Vec::new());
     for &arm in &present {
         progress.step(&format!("counting: {}, {fewest} pods", arm.name()), fewest);
-        match count(host, &tracer, arm, programs, fewest, parallel) {
+        match again(|| count(host, &tracer, arm, programs, fewest, parallel), |_| true) {
             Ok(count) => counts.push(count),
             Err(error) => {
                 interrupt::check()?;
-                fail(format!("{} was not counted: {error:#}", arm.name()));
+                let reason = format!("{} was not counted: {error:#}", arm.name());
+                if arm == ArmKind::Slipway {
+                    fail(reason);
+                } else {
+                    eprintln!("{reason}");
+                    uncounted.push(reason);
+                }
             }
         }
     }
@@ -105,6 +112,7 @@ pub fn run(host: &Apart, samples: &mut Samples, programs: &Programs) -> Result<(
     samples.bursts = bursts;
     samples.methods = tracer.methods;
     samples.counts = counts;
+    samples.uncounted = uncounted;
     Ok(())
 }
 
@@ -142,18 +150,21 @@ fn count(
     parallel: usize,
 ) -> Result<Count> {
     let arm = kind.start(host, programs)?;
-    let counted =
-        tracer.count(kind, &*arm, pods, |set_up| burst::run(host, &*arm, pods, parallel, set_up));
+    let counted = tracer.count(kind, &*arm, pods, |set_up| {
+        let burst = burst::run(host, &*arm, pods, parallel, set_up)?;
+        // What a burst with failures asked for is not what its pods ask for.
+        burst.failures.into_iter().next().map_or(Ok(()), |failure| Err(anyhow::Error::msg(failure)))
+    });
     let stopped = arm.stop();
-    let (count, burst) = counted?;
-    stopped?;
-    let failure = burst.failures.into_iter().next();
-    failure.map_or(Ok(count), |failure| Err(anyhow::Error::msg(failure)))
+    let count = counted?;
+    stopped.map(|()| count)
 }
 
 /// How far we are.
 struct Progress {
     all: usize,
+    /// Until each arm had its turn nothing tells what the slow ones take.
+    warm_up: usize,
     done: usize,
     begin: u64,
 }
@@ -162,7 +173,11 @@ impl Progress {
     /// Begins a step with so many pods.
     fn step(&mut self, name: &str, pods: usize) {
         let passed_s = (clock::ticks() - self.begin) / clock::ticks_per_us() / 1_000_000;
-        let left = runner::seconds_left(passed_s, self.done, self.all);
+        let left = if self.done < self.warm_up {
+            String::new()
+        } else {
+            runner::seconds_left(passed_s, self.done, self.all)
+        };
         let percent = 100 * self.done / self.all;
         eprintln!("[{percent:>3} %] {name}{left}");
         self.done += pods;

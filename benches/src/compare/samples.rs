@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::arms::ArmKind;
 use super::burst::Burst;
 use super::count::{Count, Methods};
-use super::flows::measurement::{Absence, Measurement};
+use super::flows::measurement::{Absence, Lack, Measurement};
 use crate::machine::Machine;
 
 /// Of the file. Another one is refused.
@@ -34,10 +34,16 @@ pub struct Samples {
     pub methods: Methods,
     /// What was counted.
     pub counts: Vec<Count>,
+    /// Arms of others that could not be counted, with the reason.
+    #[serde(default)]
+    pub uncounted: Vec<String>,
     /// The data plane: each window in the order they ran.
     pub measurements: Vec<Measurement>,
     /// Arms that are not in its figures.
     pub absences: Vec<Absence>,
+    /// Points that arms in its figures have not.
+    #[serde(default)]
+    pub lacks: Vec<Lack>,
 }
 
 /// How it was measured.
@@ -93,8 +99,10 @@ impl Samples {
             bursts: Vec::new(),
             methods: Methods { messages: nothing(), acquisitions: nothing(), waits: nothing() },
             counts: Vec::new(),
+            uncounted: Vec::new(),
             measurements: Vec::new(),
             absences: Vec::new(),
+            lacks: Vec::new(),
         }
     }
 

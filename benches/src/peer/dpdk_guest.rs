@@ -11,6 +11,9 @@
 //! io engine leaves them as they are, and what came in at port 1 goes out at port 0: so each frame
 //! goes the same way for ever, and a switch that learns sees each address at one port only.
 //!
+//! What a switch loses is missing once all that was under way has arrived. (Engines that send frames of their own do
+//! not do: flowgen's have a source address of its own choice, and with txonly nobody in that process receives.)
+//!
 //! Nothing of this is ours, neither the driver of the rings nor the counting: a cross-check of our own
 //! generator.
 
@@ -34,6 +37,8 @@ const RING: u32 = 1024;
 const BUFFERS: u32 = 16_384;
 /// Hugepages that it takes at its start, in MiB.
 const MEMORY_MIB: u32 = 192;
+/// The same in hugepages of 2 MiB.
+pub const HUGEPAGES: u64 = MEMORY_MIB as u64 / 2;
 /// Between two looks whether frames circle.
 const LOOK: Duration = Duration::from_millis(100);
 /// It has ended its forwarding threads.
@@ -51,6 +56,8 @@ pub struct DpdkGuest {
 pub struct Shown {
     /// Frames received so far, at each port.
     pub frames: [u64; 2],
+    /// Frames sent so far, at both.
+    pub sent: u64,
     /// Bytes of them, without FCS.
     pub bytes: u64,
     /// Frames received per second since it showed them the last time, by its own clock.
@@ -114,6 +121,7 @@ impl DpdkGuest {
     /// # Errors
     /// They do not, or it has ended; with its last words.
     pub fn begin(&mut self, len: usize) -> Result<()> {
+        self.say("set fwd io")?;
         self.say(&format!("set txpkts {len}"))?;
         // A switch that connects to us takes its time until both ports are up, and drops what comes
         // before. Once one burst circles all is up, and nothing is lost of those that count.
@@ -130,6 +138,27 @@ impl DpdkGuest {
             }
         }
         bail!("Frames do not circle between testpmd's ports; it says:\n{}", self.service.tail())
+    }
+
+    /// Receives until nothing more comes. It must not be at work.
+    ///
+    /// # Errors
+    /// There is no end of it, or it has ended; with its last words.
+    pub fn drain(&mut self) -> Result<Shown> {
+        self.say("set fwd rxonly")?;
+        self.say("start")?;
+        let mut before = self.show()?;
+        for _ in 0..LIMIT.as_millis() / LOOK.as_millis() {
+            interrupt::check()?;
+            std::thread::sleep(LOOK);
+            let shown = self.show()?;
+            if shown.frames == before.frames {
+                self.pause()?;
+                return Ok(shown);
+            }
+            before = shown;
+        }
+        bail!("Frames come although testpmd sends none: {before:?}")
     }
 
     /// Has it show its counters.
@@ -180,7 +209,8 @@ fn parse(printed: &str) -> Option<Shown> {
             rest.lines().next().filter(|_| rest.contains('\n'))?;
             rest.split_whitespace().next()?.parse().ok()
         };
-        Some((number("RX-packets:")?, number("RX-bytes:")?, number("Rx-pps:")?))
+        let sent = number("TX-packets:")?;
+        Some((number("RX-packets:")?, number("RX-bytes:")?, number("Rx-pps:")?, sent))
     };
     let (before, second) = printed.rsplit_once("NIC statistics for port 1")?;
     let (_, first) = before.rsplit_once("NIC statistics for port 0")?;
@@ -189,6 +219,7 @@ fn parse(printed: &str) -> Option<Shown> {
         frames: [first.0, second.0],
         bytes: first.1 + second.1,
         frames_per_s: first.2 + second.2,
+        sent: first.3 + second.3,
     })
 }
 
@@ -239,7 +270,7 @@ mod tests {
         let printed = both("10") + &both("20");
         let shown = parse(&printed).unwrap();
         assert_eq!((shown.frames, shown.frames_per_s), ([49_280, 20], 2 * 29_282));
-        assert_eq!(shown.bytes, 2 * 2_956_800);
+        assert_eq!((shown.bytes, shown.sent), (2 * 2_956_800, 2 * 49_760));
     }
 
     #[test]
@@ -253,8 +284,12 @@ mod tests {
 
     #[test]
     fn frames_of_another_size_are_an_error() {
-        let shown =
-            |frames, bytes| Shown { frames: [frames, 1 + frames / 9], bytes, frames_per_s: 0 };
+        let shown = |frames, bytes| Shown {
+            frames: [frames, 1 + frames / 9],
+            sent: 0,
+            bytes,
+            frames_per_s: 0,
+        };
         // 2000 at one port, 222 at the other.
         let before = shown(1, 99);
         assert!(ensure_size(before, shown(2001, 99 + 60 * 2222), 60).is_ok());

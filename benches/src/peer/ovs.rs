@@ -40,6 +40,32 @@ pub enum Actions {
     Explicit,
 }
 
+/// Where the network devices of an OVS are: its bridges are some, too.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Network<'a> {
+    /// Where we are.
+    Ours,
+    /// In a namespace of its own, where nobody else sees them, and nobody talks to them.
+    Own,
+    /// In the namespace of that path.
+    At(&'a Path),
+}
+
+impl Network<'_> {
+    /// The program that starts one there, and its words.
+    fn wrapper(self) -> (&'static str, Option<OsString>) {
+        match self {
+            Self::Ours => ("env", None),
+            Self::Own => ("unshare", Some("--net".into())),
+            Self::At(path) => {
+                let mut word = OsString::from("--net=");
+                word.push(path);
+                ("nsenter", Some(word))
+            }
+        }
+    }
+}
+
 /// An OVS of our own, without ports.
 pub(crate) struct Private {
     // Ended in this order.
@@ -49,24 +75,31 @@ pub(crate) struct Private {
 }
 
 impl Private {
-    /// Starts it with `options` of other_config, its things in `dir`, its threads on `cores` until they
-    /// pin themselves.
-    ///
-    /// Bridges are network devices, too: unless `shares_network`, OVS is in a network namespace of its
-    /// own, where nobody else sees them, and nobody talks to them.
+    /// Starts it where we are, or in a network of its own: see [`Self::start_in`].
     pub(crate) fn start(
         dir: &Path,
         cores: &[usize],
         options: &[String],
         shares_network: bool,
     ) -> Result<Self> {
+        let network = if shares_network { Network::Ours } else { Network::Own };
+        Self::start_in(network, dir, cores, options)
+    }
+
+    /// Starts it with `options` of other_config, its things in `dir`, its threads on `cores` until they
+    /// pin themselves.
+    pub(crate) fn start_in(
+        network: Network<'_>,
+        dir: &Path,
+        cores: &[usize],
+        options: &[String],
+    ) -> Result<Self> {
         output(command("ovsdb-tool", dir).arg("create").arg(dir.join("conf.db")).arg(SCHEMA))?;
         let env = FOLDERS.map(|name| (name, dir));
         let start = |name, program: &str, args: Vec<OsString>| {
-            let words = ["--net".into(), find(program).unwrap_or_else(|| program.into()).into()];
-            let words = words.into_iter().skip(usize::from(shares_network));
-            let args = words.chain(args).collect();
-            let wrapper = if shares_network { "env" } else { "unshare" };
+            let (wrapper, word) = network.wrapper();
+            let program = find(program).unwrap_or_else(|| program.into());
+            let args = word.into_iter().chain([program.into()]).chain(args).collect();
             let wrapper = find(wrapper).with_context(|| format!("{wrapper} is not there"))?;
             Service::start(name, &wrapper, args, &env, cores, None)
         };
@@ -133,10 +166,14 @@ pub(crate) fn dpdk_options(generator: usize, core: usize, has_tso: bool) -> Vec<
     ]
 }
 
-/// Adds a bridge of the userspace datapath.
+/// Adds the bridge, of the userspace datapath.
 pub(crate) fn add_bridge(dir: &Path) -> Result<()> {
-    let type_of_bridge = ["--", "set", "bridge", BRIDGE, "datapath_type=netdev"];
-    vsctl(dir, &[["add-br", BRIDGE].as_slice(), &type_of_bridge].concat()).map(drop)
+    vsctl(dir, &words_to_add_bridge(BRIDGE)).map(drop)
+}
+
+/// What adds a bridge of the userspace datapath.
+pub(crate) const fn words_to_add_bridge(name: &str) -> [&str; 7] {
+    ["add-br", name, "--", "set", "bridge", name, "datapath_type=netdev"]
 }
 
 /// An OVS with its ports.

@@ -18,6 +18,7 @@ use serde::Serialize;
 use tokio::runtime;
 use vmm_glue::accel::{Accel, AccelChoice};
 
+use super::compare::{asks_for, value};
 use crate::deps::{self, Purpose};
 use crate::figures::starts::{self, Start};
 use crate::progress::Progress;
@@ -61,20 +62,10 @@ pub struct Plan {
 impl Plan {
     /// What the command line of `bench-compare` asks for of this, if anything.
     pub fn of(words: &[String]) -> Option<Self> {
-        let value = |name: &str| {
-            let at = words.iter().position(|word| word.split('=').next() == Some(name))?;
-            match words[at].split_once('=') {
-                Some((_, value)) => Some(value),
-                None => words.get(at + 1).map(String::as_str),
-            }
-        };
-        let asked = value("--figures").map(|value| value.split(',').collect::<Vec<_>>());
-        let is_asked = |name: &str| {
-            asked.as_ref().is_none_or(|asked| asked.iter().any(|it| *it == NAMES[0] || *it == name))
-        };
+        let is_asked = |name: &str| asks_for(words, &[NAMES[0], name]);
         let experiments: Vec<_> =
             NAMES[1..].iter().copied().filter(|name| is_asked(name)).collect();
-        let arms: Vec<_> = value("--arms")
+        let arms: Vec<_> = value(words, "--arms")
             .into_iter()
             .flat_map(|value| value.split(','))
             .map(String::from)
@@ -84,7 +75,7 @@ impl Plan {
         };
         let has_ways = WAYS.iter().any(is_there);
         let quick = words.iter().any(|word| word == "--quick");
-        let rounds = value("--rounds").and_then(|value| value.parse().ok());
+        let rounds = value(words, "--rounds").and_then(|value| value.parse().ok());
         has_ways.then(|| Self {
             experiments,
             arms,

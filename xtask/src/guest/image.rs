@@ -32,11 +32,8 @@ pub struct Image {
 
 /// Compiles the agent as a static program, with `target` as cargo's target directory.
 pub fn build_agent(target: &Path) -> Result<PathBuf> {
-    let agent = workspace::Static {
-        package: "slipway-agent",
-        program: "slipway-agent",
-        profile: "guest-init",
-    };
+    let agent =
+        workspace::Static { package: "slipway-agent", program: "slipway-agent", profile: "small" };
     agent.build(target)
 }
 

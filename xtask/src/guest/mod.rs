@@ -19,7 +19,7 @@ use deb::Package;
 use image::Image;
 
 pub mod boot;
-mod cpio;
+pub mod cpio;
 pub mod deb;
 mod image;
 mod kernel;

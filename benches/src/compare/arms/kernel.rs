@@ -6,11 +6,11 @@
 use std::fs::OpenOptions;
 use std::path::PathBuf;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use dataplane::gateway::interface::Tap;
 use nix::net::if_::if_nametoindex;
 
-use super::{Arm, ArmKind, Held};
+use super::{Arm, ArmKind, Held, Lay};
 use crate::compare::apart::{Apart, tap_file};
 use crate::compare::pod::{GATEWAY, INTERFACE, PREFIX, Pod};
 use crate::compare::route::{Match, NewLink, Route, Way};
@@ -136,6 +136,20 @@ impl Arm for Kernel<'_> {
             }
             _ => Ok(Held::Nothing),
         }
+    }
+
+    fn join(&self, lay: &Lay<'_>) -> Result<()> {
+        ensure!(self.kind == ArmKind::Veth, "there is no overlay of {}", self.kind.name());
+        let route = Route::open()?;
+        let address = route.address(if_nametoindex(lay.device)?, lay.local, lay.prefix);
+        address.context("Failed to give the underlay an address")?;
+        let made = route.add_vxlan(lay.tunnel, lay.id, lay.remote, self.base);
+        made.context("Failed to make a vxlan")
+    }
+
+    fn part(&self, lay: &Lay<'_>) -> Result<()> {
+        let removed = Route::open()?.delete(lay.tunnel);
+        removed.with_context(|| format!("Failed to remove {}", lay.tunnel))
     }
 
     fn stop(self: Box<Self>) -> Result<()> {

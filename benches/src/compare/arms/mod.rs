@@ -24,7 +24,7 @@ pub(super) mod ovs;
 pub(super) mod slipway;
 
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use clap::ValueEnum;
@@ -39,6 +39,8 @@ use crate::peer::program;
 
 /// Where Debian's package has the plugins.
 pub const PLUGINS: &str = "/usr/lib/cni";
+/// The device of vhost-net.
+const VHOST_NET: &str = "/dev/vhost-net";
 
 /// A way to connect a pod.
 #[derive(
@@ -58,6 +60,8 @@ pub enum ArmKind {
     TcRouting,
     /// A tap below a bridge: for microVMs only
     TapBridge,
+    /// The same, its rings served by the kernel's vhost-net: for microVMs only
+    VhostNet,
     /// macvlan on the uplink
     Macvlan,
     /// macvtap on the uplink, opened
@@ -95,6 +99,7 @@ impl ArmKind {
             Self::Kata => "kata",
             Self::TcRouting => "tc-routing",
             Self::TapBridge => "tap-bridge",
+            Self::VhostNet => "vhost-net",
             Self::Macvlan => "macvlan",
             Self::Macvtap => "macvtap",
             Self::Ipvlan => "ipvlan",
@@ -109,7 +114,9 @@ impl ArmKind {
     /// The kind of device that the kernel must have.
     const fn device(self) -> Option<&'static str> {
         match self {
-            Self::Veth | Self::Kata | Self::TapBridge | Self::CniBridge => Some("bridge"),
+            Self::Veth | Self::Kata | Self::TapBridge | Self::VhostNet | Self::CniBridge => {
+                Some("bridge")
+            }
             Self::TcRouting | Self::Ovs => Some("veth"),
             Self::Macvlan | Self::CniMacvlan => Some("macvlan"),
             Self::Macvtap => Some("macvtap"),
@@ -143,7 +150,7 @@ impl ArmKind {
     /// The kernel does not tell.
     pub fn absence(self) -> Result<Option<String>> {
         match self {
-            Self::TapBridge => Ok(Some("for microVM endpoints only".to_owned())),
+            Self::TapBridge | Self::VhostNet => Ok(Some("for microVM endpoints only".to_owned())),
             _ => self.lack(),
         }
     }
@@ -157,6 +164,9 @@ impl ArmKind {
             && !route::has_kind(kind)?
         {
             return Ok(Some(format!("not on this kernel: {kind}")));
+        }
+        if self == Self::VhostNet && !Path::new(VHOST_NET).exists() {
+            return Ok(Some(format!("not on this kernel: no {VHOST_NET}")));
         }
         let mut programs = self.programs().iter();
         let missing = programs.find(|name| program::find(name).is_none());
@@ -197,6 +207,23 @@ pub struct Polled {
     pub busy_ticks: u64,
     /// Frames that they forwarded; one may have many segments.
     pub frames: u64,
+}
+
+/// What joins two hosts, as one of them sees it.
+#[derive(Debug, Clone, Copy)]
+pub struct Lay<'a> {
+    /// The device that goes to the other one, up, with room for the tunnel's headers beside 1500 bytes.
+    pub device: &'a str,
+    /// This host's address there.
+    pub local: [u8; 4],
+    /// The other's.
+    pub remote: [u8; 4],
+    /// Length of the prefix of both.
+    pub prefix: u8,
+    /// What the tunnel's end is to be called.
+    pub tunnel: &'a str,
+    /// The number of the network in it (VNI).
+    pub id: u32,
 }
 
 /// A prepared host.
@@ -251,6 +278,22 @@ pub trait Arm: Sync {
     /// They do not answer.
     fn polled(&self) -> Result<Option<Polled>> {
         Ok(None)
+    }
+
+    /// Joins the pods' network with that of another host, by VXLAN.
+    ///
+    /// # Errors
+    /// It has no overlay, or whoever makes it refuses.
+    fn join(&self, _lay: &Lay<'_>) -> Result<()> {
+        bail!("there is no overlay")
+    }
+
+    /// Takes back what [`Self::join`] made.
+    ///
+    /// # Errors
+    /// In the words of whoever refuses.
+    fn part(&self, _lay: &Lay<'_>) -> Result<()> {
+        Ok(())
     }
 
     /// Takes everything back.

@@ -8,21 +8,27 @@ use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context as _, Result};
-use dataplane::testing::{GuestConfig, GuestError, GuestListener};
+use dataplane::testing::{GuestError, GuestListener};
+use nix::net::if_::if_nametoindex;
 use tempfile::TempDir;
 
 use super::kernel::{configure, host_end};
-use super::{Arm, ArmKind, Held};
+use super::slipway::stub_vmm;
+use super::{Arm, ArmKind, Held, Lay};
 use crate::compare::apart::Apart;
 use crate::compare::pod::{INTERFACE, Pod};
 use crate::compare::route::Route;
 pub use crate::peer::ovs::PROGRAMS;
-use crate::peer::ovs::{BRIDGE, Private, RETRIES, add_bridge, dpdk_options, vsctl_command};
+use crate::peer::ovs::{
+    BRIDGE, Network, Private, RETRIES, add_bridge, dpdk_options, vsctl_command, words_to_add_bridge,
+};
 use crate::peer::program::{LIMIT, succeeded};
 use crate::rig::cores;
 
 /// What DPDK takes, and some more: of 2 MiB each.
 pub const HUGEPAGES: u64 = 320;
+/// The bridge between the underlay and what has this host's address on it.
+const UNDERLAY_BRIDGE: &str = "br1";
 
 /// A running OVS.
 pub struct Ovs<'a> {
@@ -45,7 +51,8 @@ impl<'a> Ovs<'a> {
             _ => Vec::new(),
         };
         let cores: Vec<_> = (first..=last).collect();
-        let ovs = Private::start(folder.path(), &cores, &options, true)?;
+        let network = host.path().map_or(Network::Ours, Network::At);
+        let ovs = Private::start_in(network, folder.path(), &cores, &options)?;
         add_bridge(ovs.dir())?;
         Ok(Self { kind, host, ovs, _folder: folder, listeners: Mutex::default() })
     }
@@ -87,7 +94,7 @@ impl Arm for Ovs<'_> {
         // Taken out in a statement of its own: others are not to wait for this one's VMM.
         let listener = self.listeners().remove(&pod.index);
         let listener = listener.context("Nobody listens for OVS")?;
-        let accept = || listener.accept(GuestConfig::default(), LIMIT);
+        let accept = || listener.accept(stub_vmm(), LIMIT);
         let mut guest = accept();
         // OVS lets go of a port when it is told of others meanwhile, and connects anew; so do VMMs.
         for _ in 0..RETRIES {
@@ -101,6 +108,27 @@ impl Arm for Ovs<'_> {
 
     fn remove(&self, pod: &Pod) -> Result<()> {
         self.vsctl(&["--if-exists", "del-port", BRIDGE, &host_end(pod)]).map(drop)
+    }
+
+    /// As its manual has it: what is encapsulated is for an address of a bridge's own interface, and that
+    /// bridge has the device that goes to the others.
+    fn join(&self, lay: &Lay<'_>) -> Result<()> {
+        self.vsctl(&words_to_add_bridge(UNDERLAY_BRIDGE))?;
+        self.vsctl(&["add-port", UNDERLAY_BRIDGE, lay.device])?;
+        let route = Route::open()?;
+        route.up(UNDERLAY_BRIDGE).context("Failed to set a bridge's interface up")?;
+        let index = if_nametoindex(UNDERLAY_BRIDGE)?;
+        route.address(index, lay.local, lay.prefix).context("Failed to give it an address")?;
+        let [a, b, c, d] = lay.remote;
+        let (remote, key) =
+            (format!("options:remote_ip={a}.{b}.{c}.{d}"), format!("options:key={}", lay.id));
+        let kind = ["--", "set", "interface", lay.tunnel, "type=vxlan", &remote, &key];
+        self.vsctl(&[["add-port", BRIDGE, lay.tunnel].as_slice(), &kind].concat())
+    }
+
+    fn part(&self, lay: &Lay<'_>) -> Result<()> {
+        self.vsctl(&["del-port", BRIDGE, lay.tunnel])?;
+        self.vsctl(&["del-br", UNDERLAY_BRIDGE])
     }
 
     fn daemons(&self) -> Vec<u32> {

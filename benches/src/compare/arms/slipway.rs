@@ -23,6 +23,9 @@ use crate::rig::cores;
 /// What its API listens on, in its folder.
 const SOCKET: &str = "slipwayd.sock";
 
+/// Entries of a stub's ring.
+const STUB_RING: u16 = 8;
+
 /// A running switch.
 pub struct Slipway<'a> {
     host: &'a Apart,
@@ -45,6 +48,12 @@ impl<'a> Slipway<'a> {
         let plugin = programs.slipway_cni.clone();
         Ok(Self { host, service, client, plugin, config, _folder: folder })
     }
+}
+
+/// What a stub of a VMM shares: rings as they are told to the switch, and hardly any buffers in them, as to fill
+/// rings is the work of a guest's driver, which boots in no arm.
+pub fn stub_vmm() -> GuestConfig {
+    GuestConfig::default().ring_size(STUB_RING)
 }
 
 /// A switch with its preset configuration, polling on the last core, and who asks it.
@@ -78,7 +87,7 @@ impl Arm for Slipway<'_> {
     fn attach(&self, _pod: &Pod, socket: Option<PathBuf>) -> Result<Held> {
         let socket = socket.context("There is no socket to listen on")?;
         let listener = GuestListener::bind(&socket)?;
-        let guest = listener.accept(GuestConfig::default(), LIMIT);
+        let guest = listener.accept(stub_vmm(), LIMIT);
         Ok(Held::Guest(Box::new(guest.context("slipwayd does not connect")?)))
     }
 

@@ -31,11 +31,24 @@ impl Cpu {
     pub fn now() -> Result<Self> {
         let path = "/proc/stat";
         let text = fs::read_to_string(path).with_context(|| format!("Failed to read {path}"))?;
-        Self::of(&text).with_context(|| format!("{path} has no line of all CPUs"))
+        Self::of(&text, "cpu").with_context(|| format!("{path} has no line of all CPUs"))
     }
 
-    fn of(text: &str) -> Option<Self> {
-        let line = text.lines().find_map(|line| line.strip_prefix("cpu "))?;
+    /// Now, of one core.
+    ///
+    /// # Errors
+    /// There is no such core.
+    pub fn of_core(core: usize) -> Result<Self> {
+        let path = "/proc/stat";
+        let text = fs::read_to_string(path).with_context(|| format!("Failed to read {path}"))?;
+        let name = format!("cpu{core}");
+        Self::of(&text, &name).with_context(|| format!("{path} has no line of {name}"))
+    }
+
+    /// Of the line that begins with the word `name`.
+    fn of(text: &str, name: &str) -> Option<Self> {
+        let of_name = |line: &str| line.split_once(' ').filter(|(word, _)| *word == name).is_some();
+        let line = text.lines().find(|line| of_name(line))?.strip_prefix(name)?;
         let ticks: Vec<f64> = line.split_whitespace().map_while(|n| n.parse().ok()).collect();
         let [user, nice, sys, idle, wait, irq, softirq, steal, ..] = ticks[..] else { return None };
         Some(Self {
@@ -86,10 +99,13 @@ mod tests {
     #[test]
     fn the_line_of_all_cores_is_read_in_seconds() {
         let text = "cpu  100 50 300 1000 20 5 45 7 0 0\ncpu0 1 1 1 1 1 1 1 1 1 1\n";
-        let cpu = Cpu::of(text).unwrap();
+        let cpu = Cpu::of(text, "cpu").unwrap();
         let expected = Cpu { user_s: 1.5, sys_s: 3.0, softirq_s: 0.5, idle_s: 10.2, steal_s: 0.07 };
         assert_eq!(cpu, expected);
-        assert_eq!(Cpu::of("cpu0 1 2 3 4 5 6 7 8\n"), None);
+        let first = Cpu::of(text, "cpu0").unwrap();
+        assert_eq!((first.sys_s, first.idle_s), (0.01, 0.02));
+        assert_eq!(Cpu::of("cpu0 1 2 3 4 5 6 7 8\n", "cpu"), None);
+        assert_eq!(Cpu::of("cpu10 1 2 3 4 5 6 7 8\n", "cpu1"), None);
         let mut reading = Reading::default();
         (cpu - Cpu::default()).enter(&mut reading, 0.0);
         assert!(!reading.values.contains_key("cycles_per_byte"), "nothing arrived");

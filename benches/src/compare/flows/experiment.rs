@@ -10,6 +10,8 @@ pub enum Endpoints {
     Container,
     /// A user-space guest behind a virtio device
     Microvm,
+    /// A real guest in QEMU
+    Qemu,
     /// A pod that containerd starts: nothing is sent
     Pod,
 }
@@ -19,7 +21,7 @@ impl Endpoints {
     pub const fn group(self) -> &'static str {
         match self {
             Self::Container => "containers",
-            Self::Microvm => "microvms",
+            Self::Microvm | Self::Qemu => "microvms",
             Self::Pod => "pods",
         }
     }
@@ -29,6 +31,7 @@ impl Endpoints {
         match self {
             Self::Container => "container endpoints",
             Self::Microvm => "microVM endpoints",
+            Self::Qemu => "QEMU guests",
             Self::Pod => "whole pods",
         }
     }
@@ -143,9 +146,14 @@ impl Experiment {
 
 /// All of them, in the order of the report.
 pub fn all() -> impl Iterator<Item = &'static Experiment> {
-    [super::containers::EXPERIMENTS, super::microvms::EXPERIMENTS, super::pods::EXPERIMENTS]
-        .into_iter()
-        .flatten()
+    [
+        super::containers::EXPERIMENTS,
+        super::microvms::EXPERIMENTS,
+        super::qemu::EXPERIMENTS,
+        super::pods::EXPERIMENTS,
+    ]
+    .into_iter()
+    .flatten()
 }
 
 #[cfg(test)]

@@ -71,7 +71,26 @@ pub struct Absence {
     pub reason: String,
 }
 
+/// A point of one figure that an arm cannot be measured at, though it is in the others.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lack {
+    /// [`Experiment::id`].
+    pub experiment: String,
+    /// Who.
+    pub arm: ArmKind,
+    /// [`Point::x`](super::experiment::Point::x).
+    pub x: String,
+    /// Why.
+    pub reason: String,
+}
+
 impl Samples {
+    /// Why an arm was not measured at a point, if there is a reason in the arm.
+    pub fn lack(&self, experiment: &str, arm: ArmKind, x: &str) -> Option<&str> {
+        let is_it = |l: &&Lack| l.experiment == experiment && l.arm == arm && l.x == x;
+        self.lacks.iter().find(is_it).map(|lack| lack.reason.as_str())
+    }
+
     /// What counts of an experiment with an arm at a point.
     pub fn flows<'a>(
         &'a self,

@@ -8,8 +8,9 @@
 //!    Node        an arm that is up, with as many pairs as were needed so far
 //! ```
 //! There are two kinds of endpoints, and no figure has both: kernel TCP in network namespaces, and a user-space
-//! guest behind a virtio device. Whole pods, of which only the start is measured, are stored and drawn alike.
+//! guest behind a virtio device. Real QEMU guests, and whole pods, of which only the start is measured, are stored and drawn alike.
 
+pub mod congestion;
 pub mod containers;
 pub mod cpu;
 pub mod experiment;
@@ -17,4 +18,5 @@ pub mod fair;
 pub mod measurement;
 pub mod microvms;
 pub mod pods;
+pub mod qemu;
 pub mod run;

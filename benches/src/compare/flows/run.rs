@@ -11,13 +11,16 @@ use anyhow::{Context as _, Result};
 use dataplane::clock;
 
 use super::experiment::{Endpoints, Experiment, Point};
-use super::measurement::{Absence, Measurement, Reading};
+use super::measurement::{Absence, Lack, Measurement, Reading};
 use crate::compare::apart::Apart;
 use crate::compare::arms::ArmKind;
 use crate::compare::samples::{Parameters, Samples};
 use crate::order::order;
 use crate::steal::{Watched, watch};
 use crate::{interrupt, runner};
+
+/// A point of an experiment.
+type Place = (&'static Experiment, &'static Point);
 
 /// A kind of endpoints.
 pub trait Bench {
@@ -29,6 +32,31 @@ pub trait Bench {
     /// # Errors
     /// The kernel does not tell.
     fn absence(&self, arm: ArmKind) -> Result<Option<String>>;
+
+    /// Why an arm that is in its figures cannot be measured at this point, if it cannot.
+    fn lack(
+        &self,
+        _arm: ArmKind,
+        _experiment: &Experiment,
+        _point: &Point,
+    ) -> Option<&'static str> {
+        None
+    }
+
+    /// Whether it can measure at this point of its figures.
+    fn has(&self, _point: &Point) -> bool {
+        true
+    }
+
+    /// How many rounds there are, of as many as were asked for.
+    fn rounds(&self, asked: usize) -> usize {
+        asked
+    }
+
+    /// Whether a first point of each arm is measured and thrown away, to see whether it works.
+    fn is_tried(&self) -> bool {
+        true
+    }
 
     /// Sets an arm up, without pods.
     ///
@@ -64,30 +92,44 @@ pub fn run(
     experiments: &[&'static Experiment],
 ) -> Result<()> {
     let endpoints = bench.endpoints();
-    let points = points(endpoints, experiments, &samples.parameters);
-    let Some(first) = points.first().copied() else { return Ok(()) };
+    let mut points = points(endpoints, experiments, &samples.parameters);
+    points.retain(|(_, point)| bench.has(point));
+    if points.is_empty() {
+        return Ok(());
+    }
     let mut arms = Vec::new();
     for &arm in &samples.parameters.arms {
         match bench.absence(arm)? {
-            None => arms.push(arm),
+            None => {
+                let (own, lacks) = split(bench, arm, &points);
+                samples.lacks.extend(lacks);
+                if !own.is_empty() {
+                    arms.push((arm, own));
+                }
+            }
             Some(reason) => samples.absences.push(Absence { endpoints, arm, reason }),
         }
     }
-    let rounds = samples.parameters.rounds;
+    let rounds = bench.rounds(samples.parameters.rounds);
     let mut progress = Progress {
         group: endpoints.group(),
-        all: arms.len() * (1 + rounds * points.len()),
+        all: arms.iter().map(|(_, points)| 1 + rounds * points.len()).sum(),
         done: 0,
         begin: clock::ticks(),
     };
     let mut working = Vec::new();
-    for arm in arms {
+    for (arm, points) in arms {
+        if !bench.is_tried() {
+            working.push((arm, points));
+            continue;
+        }
         let mut trial = Vec::new();
         let visit = Visit { host, bench, arm, round: 0, place: 0 };
-        let outcome = visit.run(&[first], &mut progress, &mut trial).map_err(|e| format!("{e:#}"));
+        let outcome =
+            visit.run(&points[..1], &mut progress, &mut trial).map_err(|e| format!("{e:#}"));
         let failure = trial.iter().find_map(|m| m.failures.first().cloned());
         match outcome.and(failure.map_or(Ok(()), Err)) {
-            Ok(()) => working.push(arm),
+            Ok(()) => working.push((arm, points)),
             Err(error) => {
                 interrupt::check()?;
                 let reason = format!("does not work here: {error}");
@@ -96,13 +138,15 @@ pub fn run(
             }
         }
     }
-    progress.all = working.len() * rounds * points.len() + progress.done;
+    progress.all = working.iter().map(|(_, points)| rounds * points.len()).sum();
+    progress.all += progress.done;
     for round in 0..rounds {
         for (place, at) in order(working.len(), round).into_iter().enumerate() {
-            let visit = Visit { host, bench, arm: working[at], round, place };
-            if let Err(error) = visit.run(&points, &mut progress, &mut samples.measurements) {
+            let (arm, points) = &working[at];
+            let visit = Visit { host, bench, arm: *arm, round, place };
+            if let Err(error) = visit.run(points, &mut progress, &mut samples.measurements) {
                 interrupt::check()?;
-                let what = format!("{} ({}): {error:#}", working[at].name(), endpoints.words());
+                let what = format!("{} ({}): {error:#}", arm.name(), endpoints.words());
                 eprintln!("FAILED: {what}");
                 samples.failures.push(what);
             }
@@ -111,12 +155,29 @@ pub fn run(
     Ok(())
 }
 
+/// What can be measured of an arm, and what cannot.
+fn split(bench: &dyn Bench, arm: ArmKind, points: &[Place]) -> (Vec<Place>, Vec<Lack>) {
+    let (mut own, mut lacks) = (Vec::new(), Vec::new());
+    for &(experiment, point) in points {
+        match bench.lack(arm, experiment, point) {
+            None => own.push((experiment, point)),
+            Some(reason) => lacks.push(Lack {
+                experiment: experiment.id.to_owned(),
+                arm,
+                x: point.x.to_owned(),
+                reason: reason.to_owned(),
+            }),
+        }
+    }
+    (own, lacks)
+}
+
 /// What is measured on a node, in this order.
 fn points(
     endpoints: Endpoints,
     experiments: &[&'static Experiment],
     parameters: &Parameters,
-) -> Vec<(&'static Experiment, &'static Point)> {
+) -> Vec<Place> {
     let of_kind = experiments.iter().filter(|experiment| experiment.endpoints == endpoints);
     let each = |experiment: &&'static Experiment| {
         let experiment = *experiment;
@@ -140,7 +201,7 @@ struct Visit<'a> {
 impl Visit<'_> {
     fn run(
         &self,
-        points: &[(&'static Experiment, &'static Point)],
+        points: &[Place],
         progress: &mut Progress,
         measurements: &mut Vec<Measurement>,
     ) -> Result<()> {
@@ -223,6 +284,37 @@ mod tests {
     use super::*;
     use crate::compare::flows::experiment::all;
     use crate::compare::report::tests::samples;
+
+    /// Where one arm has no place but one.
+    struct Lacking;
+
+    impl Bench for Lacking {
+        fn endpoints(&self) -> Endpoints {
+            Endpoints::Container
+        }
+
+        fn absence(&self, _arm: ArmKind) -> Result<Option<String>> {
+            Ok(None)
+        }
+
+        fn lack(&self, _: ArmKind, experiment: &Experiment, _: &Point) -> Option<&'static str> {
+            (experiment.id != "throughput").then_some("not yet")
+        }
+
+        fn start<'a>(&'a self, _: &'a Apart, _: ArmKind) -> Result<Box<dyn Node + 'a>> {
+            anyhow::bail!("it is never started")
+        }
+    }
+
+    #[test]
+    fn what_an_arm_lacks_is_named_and_not_measured() {
+        let experiments: Vec<_> = all().collect();
+        let all = points(Endpoints::Container, &experiments, &samples(100).parameters);
+        let (own, lacks) = split(&Lacking, ArmKind::Slipway, &all);
+        assert_eq!(own.len() + lacks.len(), all.len());
+        assert!(!own.is_empty() && own.iter().all(|(e, _)| e.id == "throughput"));
+        assert!(lacks.iter().all(|l| l.experiment != "throughput" && l.reason == "not yet"));
+    }
 
     #[test]
     fn points_come_by_their_pairs_and_quick_runs_have_fewer() {

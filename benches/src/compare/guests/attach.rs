@@ -3,6 +3,7 @@
 //! ```text
 //!  slipway, ovs-dpdk    vhost-user socket --- switch
 //!  tap-bridge           VMM --- tap --- bridge
+//!  vhost-net            the kernel's vhost-net --- tap --- bridge
 //!  macvtap              VMM --- macvtap in bridge mode on an uplink
 //!  kata                 VMM --- tap in a pod === eth0 --- veth --- bridge
 //!  ovs                  VMM --- tap --- Open vSwitch's userspace datapath (its main thread, which sleeps)
@@ -10,7 +11,7 @@
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use dataplane::clock;
@@ -22,6 +23,7 @@ use tempfile::TempDir;
 
 use super::fleet::Fleet;
 use super::stack::{Machine, Role, Stack};
+use super::vhost_net::VhostNet;
 use super::vmm::Vmm;
 use crate::compare::apart::{Apart, tap_file};
 use crate::compare::arms::kernel::{Kernel, UPLINK, make_uplink};
@@ -33,7 +35,7 @@ use crate::peer::ovs::{BRIDGE as OVS_BRIDGE, Private, add_bridge, vsctl};
 use crate::peer::{self, Peer, PeerKind, Place, Setup, Work, number};
 use crate::rig::{cores, mac};
 
-const BRIDGE: &str = "cmp-br";
+pub(in crate::compare) const BRIDGE: &str = "cmp-br";
 /// Device files of taps have the device's number in their name, and /dev is the whole machine's. Pods have
 /// lower ones.
 const FIRST_INDEX: u32 = 20_000;
@@ -66,6 +68,7 @@ impl std::fmt::Debug for Switch<'_> {
 struct Taps<'a> {
     host: &'a Apart,
     vmm: Option<Vmm>,
+    vhost_net: Option<VhostNet>,
     ovs: Option<(Private, TempDir)>,
     pods: Vec<Pod>,
     kata: Option<Box<Kernel<'a>>>,
@@ -89,9 +92,11 @@ impl<'a> Attached<'a> {
         let (machines, switch) = match kind {
             ArmKind::Slipway => behind_sockets(PeerKind::Slipwayd, host, slipwayd, count)?,
             ArmKind::OvsDpdk => behind_sockets(PeerKind::Ovs, host, slipwayd, count)?,
-            ArmKind::TapBridge | ArmKind::Macvtap | ArmKind::Kata | ArmKind::Ovs => {
-                behind_taps(kind, host, count)?
-            }
+            ArmKind::TapBridge
+            | ArmKind::VhostNet
+            | ArmKind::Macvtap
+            | ArmKind::Kata
+            | ArmKind::Ovs => behind_taps(kind, host, count)?,
             _ => bail!("{} has no guests", kind.name()),
         };
         let role = |n: usize| if n.is_multiple_of(2) { Role::Sender } else { Role::Receiver };
@@ -132,6 +137,9 @@ impl<'a> Attached<'a> {
 
 impl Taps<'_> {
     fn work(&self) -> Result<Work> {
+        if let Some(vhost_net) = &self.vhost_net {
+            return vhost_net.work();
+        }
         let mut work = self.vmm.as_ref().context("There is no VMM")?.work()?;
         if let Some((ovs, _)) = &self.ovs {
             // Its time on that core looked idle to the VMM, which had yielded.
@@ -145,6 +153,8 @@ impl Taps<'_> {
 
     fn end(&mut self) -> Result<()> {
         self.vmm.take().map_or(Ok(()), Vmm::stop)?;
+        // Which lets go of the taps.
+        drop(self.vhost_net.take());
         if let Some((ovs, folder)) = self.ovs.take() {
             // Its devices are persistent taps, which a daemon that ends leaves behind.
             let deleted = vsctl(ovs.dir(), &["del-br", OVS_BRIDGE]);
@@ -213,16 +223,15 @@ fn behind_sockets(
 fn behind_taps(kind: ArmKind, host: &Apart, count: usize) -> Result<(Vec<Machine>, Switch<'_>)> {
     let (_, core) = cores()?;
     let route = Route::open()?;
-    let (vmm, ovs, kata, device) = (None, None, None, None);
-    let mut all = Box::new(Taps { host, vmm, ovs, pods: Vec::new(), kata, device });
+    let (vmm, vhost_net, ovs, kata, device) = (None, None, None, None, None);
+    let mut all = Box::new(Taps { host, vmm, vhost_net, ovs, pods: Vec::new(), kata, device });
     let taps: Vec<_> = match kind {
-        ArmKind::TapBridge => {
-            let bridge = NewLink { kind: "bridge", ..named(BRIDGE) };
-            route.add(&bridge).context("Failed to make a bridge")?;
+        ArmKind::TapBridge | ArmKind::VhostNet => {
+            route
+                .add(&NewLink { kind: "bridge", ..named(BRIDGE) })
+                .context("Failed to make a bridge")?;
             all.device = Some(BRIDGE);
-            quiet(BRIDGE)?;
-            route.up(BRIDGE)?;
-            let index = if_nametoindex(BRIDGE)?;
+            let index = begin_bridge(&route)?;
             (0..count).map(|n| tap(&route, n, Some(index))).collect::<Result<_>>()?
         }
         ArmKind::Macvtap => {
@@ -248,17 +257,31 @@ fn behind_taps(kind: ArmKind, host: &Apart, count: usize) -> Result<(Vec<Machine
             taps
         }
     };
-    let (vmm, guests) = Vmm::start(core, taps, all.ovs.is_some())?;
-    all.vmm = Some(vmm);
+    let guests = if kind == ArmKind::VhostNet {
+        let (vhost_net, guests) = VhostNet::start(core, taps)?;
+        all.vhost_net = Some(vhost_net);
+        guests
+    } else {
+        let (vmm, guests) = Vmm::start(core, taps, all.ovs.is_some())?;
+        all.vmm = Some(vmm);
+        guests
+    };
     let machines = guests.into_iter().map(|guest| Machine::Local(Box::new(guest))).collect();
     Ok((machines, Switch::Taps(all)))
 }
 
-const fn named(name: &str) -> NewLink<'_> {
+/// Sets the bridge up, and returns its index.
+pub(in crate::compare) fn begin_bridge(route: &Route) -> Result<u32> {
+    quiet(BRIDGE)?;
+    route.up(BRIDGE)?;
+    Ok(if_nametoindex(BRIDGE)?)
+}
+
+pub(in crate::compare) const fn named(name: &str) -> NewLink<'_> {
     NewLink { kind: "", name, index: None, parent: None, netns: None }
 }
 
-fn name_of(n: usize) -> String {
+pub(in crate::compare) fn name_of(n: usize) -> String {
     format!("cmp{n}")
 }
 
@@ -266,16 +289,30 @@ fn name_of(n: usize) -> String {
 fn tap(route: &Route, n: usize, bridge: Option<u32>) -> Result<Tap> {
     let name = name_of(n);
     let tap = Tap::create(&name)?;
-    quiet(&name)?;
-    if let Some(bridge) = bridge {
-        route.enslave(&name, bridge).with_context(|| format!("{name} below {BRIDGE}"))?;
-    }
-    route.up(&name).with_context(|| format!("Failed to set {name} up"))?;
+    begin_tap(route, &name, bridge)?;
     Ok(tap)
+}
+
+/// Sets a tap up, below `bridge`.
+pub(in crate::compare) fn begin_tap(route: &Route, name: &str, bridge: Option<u32>) -> Result<()> {
+    quiet(name)?;
+    if let Some(bridge) = bridge {
+        route.enslave(name, bridge).with_context(|| format!("{name} below {BRIDGE}"))?;
+    }
+    route.up(name).with_context(|| format!("Failed to set {name} up"))
 }
 
 /// A macvtap with the guest's address, opened as a VMM does.
 fn macvtap(route: &Route, n: usize) -> Result<Tap> {
+    let path = make_macvtap(route, n)?;
+    let mut options = OpenOptions::new();
+    let file = options.read(true).write(true).custom_flags(O_NONBLOCK).open(&path);
+    let file = file.with_context(|| format!("Failed to open {}", path.display()))?;
+    Ok(Tap::over(file, name_of(n))?)
+}
+
+/// A macvtap with the guest's address, and the file that it is reached by.
+pub(in crate::compare) fn make_macvtap(route: &Route, n: usize) -> Result<PathBuf> {
     let (name, index) = (name_of(n), FIRST_INDEX + n as u32);
     let parent = Some(if_nametoindex(UPLINK)?);
     let link = NewLink { kind: "macvtap", name: &name, index: Some(index), parent, netns: None };
@@ -283,11 +320,7 @@ fn macvtap(route: &Route, n: usize) -> Result<Tap> {
     quiet(&name)?;
     route.set_mac(&name, mac(number(n)).0).context("Failed to give a macvtap its address")?;
     route.up(&name).with_context(|| format!("Failed to set {name} up"))?;
-    let path = tap_file(index)?;
-    let mut options = OpenOptions::new();
-    let file = options.read(true).write(true).custom_flags(O_NONBLOCK).open(&path);
-    let file = file.with_context(|| format!("Failed to open {}", path.display()))?;
-    Ok(Tap::over(file, name)?)
+    tap_file(index)
 }
 
 /// The host has nothing to say on this device: frames of its own would be in the figures.

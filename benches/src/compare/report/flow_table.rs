@@ -1,6 +1,7 @@
 //! Tables of the data plane, one for each experiment: a row for each arm and place.
 
 use super::table::Rows;
+use crate::compare::arms::ArmKind;
 use crate::compare::flows::experiment::{Endpoints, Experiment};
 use crate::compare::samples::Samples;
 use crate::report::table::markdown;
@@ -11,8 +12,27 @@ pub fn rows(samples: &Samples, experiment: &Experiment) -> Rows {
     head.extend(experiment.table.iter().map(|quantity| quantity.head()));
     head.extend(["failures", "discarded"].map(String::from));
     let mut rows = vec![head];
-    for arm in samples.flow_arms(experiment.id) {
+    let width = rows[0].len();
+    // What an arm has not stands in the first column of figures.
+    let without = |arm: ArmKind, x: &str, reason: &str| {
+        let mut row = vec![arm.name().to_owned(), x.to_owned(), reason.to_owned()];
+        row.resize(width, "-".to_owned());
+        row
+    };
+    let measured = samples.flow_arms(experiment.id);
+    let lacks: Vec<_> = samples.lacks.iter().filter(|l| l.experiment == experiment.id).collect();
+    for arm in samples.parameters.arms.iter().copied() {
+        if !measured.contains(&arm) {
+            // The same for all of its places.
+            let lack = lacks.iter().find(|lack| lack.arm == arm);
+            rows.extend(lack.map(|lack| without(arm, "-", &lack.reason)));
+            continue;
+        }
         for x in samples.points_of(experiment) {
+            if let Some(reason) = samples.lack(experiment.id, arm, x) {
+                rows.push(without(arm, x, reason));
+                continue;
+            }
             let mut row = vec![arm.name().to_owned(), x.to_owned()];
             for quantity in experiment.table {
                 let estimate = samples.flow_estimate(experiment.id, arm, x, quantity.key);
@@ -42,7 +62,10 @@ pub fn absences(samples: &Samples, endpoints: Endpoints) -> String {
 pub fn kinds(samples: &Samples) -> Vec<Endpoints> {
     let experiments = samples.experiments();
     let has = |kind: &Endpoints| experiments.iter().any(|experiment| experiment.endpoints == *kind);
-    [Endpoints::Container, Endpoints::Microvm, Endpoints::Pod].into_iter().filter(has).collect()
+    [Endpoints::Container, Endpoints::Microvm, Endpoints::Qemu, Endpoints::Pod]
+        .into_iter()
+        .filter(has)
+        .collect()
 }
 
 /// All of it, for a terminal.
@@ -67,6 +90,7 @@ pub fn all(samples: &Samples) -> String {
 mod tests {
     use super::*;
     use crate::compare::flows::experiment;
+    use crate::compare::flows::measurement::Lack;
     use crate::compare::report::tests::{samples, with_flows};
 
     #[test]
@@ -80,6 +104,30 @@ mod tests {
         // One window repeated, and one that did not count in the end.
         assert_eq!(rows[1].last().unwrap(), "3");
         assert_eq!(rows[2].last().unwrap(), "1");
+    }
+
+    #[test]
+    fn what_an_arm_has_not_is_a_row_with_the_reason() {
+        let mut samples = with_flows(30.0);
+        let lack = |arm, x: &str, reason: &str| Lack {
+            experiment: "throughput".to_owned(),
+            arm,
+            x: x.to_owned(),
+            reason: reason.to_owned(),
+        };
+        samples.measurements.retain(|m| m.arm != ArmKind::Slipway || m.x == "10");
+        samples.lacks = vec![
+            lack(ArmKind::Slipway, "50", "not yet"),
+            lack(ArmKind::Kata, "10", "no way"),
+            lack(ArmKind::Kata, "50", "no way"),
+        ];
+        let throughput = experiment::all().find(|e| e.id == "throughput").unwrap();
+        let rows = rows(&samples, throughput);
+        let of = |arm: &str| rows.iter().filter(|row| row[0] == arm).collect::<Vec<_>>();
+        assert_eq!(of("slipway")[1][1..4], ["50", "not yet", "-"]);
+        assert_eq!(of("kata").len(), 1, "the same for all points");
+        assert_eq!(of("kata")[0][1..3], ["-", "no way"]);
+        assert!(rows.iter().all(|row| row.len() == rows[0].len()));
     }
 
     #[test]

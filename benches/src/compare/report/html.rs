@@ -159,10 +159,10 @@ fn failures(samples: &Samples) -> String {
         html += &format!("<li>{}: {}</li>\n", arm.name(), escape(reason));
     }
     for absence in &samples.absences {
-        let (arm, kind) = (absence.arm.name(), absence.endpoints.words());
-        html += &format!("<li>{arm} ({kind}): {}</li>\n", escape(&absence.reason));
+        let (arm, of) = (absence.arm.name(), absence.endpoints.words());
+        html += &format!("<li>{arm} ({of}): {}</li>\n", escape(&absence.reason));
     }
-    for failure in &samples.failures {
+    for failure in samples.uncounted.iter().chain(&samples.failures) {
         html += &format!("<li>{}</li>\n", escape(failure));
     }
     for arm in samples.arms() {
@@ -222,6 +222,7 @@ mod tests {
         assert_eq!(page.matches("<table>").count(), 2 + samples.parameters.pods.len() + 3);
         assert!(page.contains("class=\"met\">met<") && page.contains("class=\"MISSED\">MISSED<"));
         assert!(page.contains("not on this kernel: ipvlan"));
+        assert!(page.contains("kata was not counted: &lt;busy&gt;"));
         assert!(page.contains("1 failures; first: pod 0: &lt;refused&gt;"), "{page}");
         for outside in ["href=", "src=", "@import", "url("] {
             assert!(!page.contains(outside), "{outside}");

@@ -134,8 +134,10 @@ pub(crate) mod tests {
                 waits: how("not counted: no such tracepoint"),
             },
             counts: vec![count(Slipway, &[]), count(CniBridge, &[("NetNS", 50), ("bridge", 1000)])],
+            uncounted: vec![how("kata was not counted: <busy>")],
             measurements: vec![],
             absences: vec![],
+            lacks: vec![],
         }
     }
 
@@ -188,7 +190,8 @@ pub(crate) mod tests {
         stolen.values.insert("gbit_per_s".to_owned(), 1000.0);
         samples.measurements.push(stolen);
         let reason = "not on this kernel: ipvlan".to_owned();
-        samples.absences.push(Absence { endpoints: Endpoints::Container, arm: Ipvlan, reason });
+        let endpoints = Endpoints::Container;
+        samples.absences.push(Absence { endpoints, arm: Ipvlan, reason });
         samples
     }
 

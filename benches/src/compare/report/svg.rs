@@ -242,6 +242,7 @@ pub(super) const fn colour(arm: ArmKind) -> &'static str {
         ArmKind::CniMacvlan => "#8d9b2e",
         ArmKind::Ovs => "#5b9bd5",
         ArmKind::OvsDpdk => "#2f5d8a",
+        ArmKind::VhostNet => "#6b3a0f",
     }
 }
 

@@ -136,6 +136,9 @@ fn startup(samples: &Samples) -> String {
         methods.acquisitions,
         methods.waits
     );
+    if !samples.uncounted.is_empty() {
+        text += &format!("{}\n\n", samples.uncounted.join("\n"));
+    }
     text
 }
 

@@ -12,10 +12,12 @@ use slipway_api::client::Client;
 use slipway_api::{LinkState, NetnsSpec, PortSpec};
 use tempfile::TempDir;
 
+use super::overlay;
 use crate::compare::apart::Apart;
 use crate::compare::arms::kernel::Kernel;
 use crate::compare::arms::slipway::switch;
 use crate::compare::arms::{Arm, ArmKind, Polled, Programs};
+use crate::compare::flows::experiment::{Experiment, Point};
 use crate::compare::pod::{INTERFACE, PREFIX, Pod};
 use crate::peer::program::Service;
 use crate::rig::cores;
@@ -31,6 +33,22 @@ pub fn absence(arm: ArmKind) -> Result<Option<String>> {
         _ => return arm.absence(),
     };
     Ok(Some(reason.to_owned()))
+}
+
+/// Why an arm cannot be measured at a point, if it cannot.
+pub fn lack(arm: ArmKind, experiment: &Experiment, point: &Point) -> Option<&'static str> {
+    if experiment.id.ends_with("-plain") {
+        let is_stacked = matches!(arm, ArmKind::Macvlan | ArmKind::Ipvlan);
+        return is_stacked.then_some("always on: segmentation of such devices");
+    }
+    if !overlay::is_between_nodes(experiment) {
+        return None;
+    }
+    match arm {
+        ArmKind::Veth | ArmKind::Ovs => None,
+        ArmKind::Slipway => overlay::is_on_two(point).then_some("not yet: no overlay so far"),
+        _ => Some("no overlay: an uplink, no tunnel"),
+    }
 }
 
 /// Prepares the host.

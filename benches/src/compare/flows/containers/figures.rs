@@ -107,8 +107,8 @@ pub const EXPERIMENTS: &[Experiment] = &[
         title: "Mice (5 MB) among elephants (50 MB, one client of five), 50 pairs",
         axis: "beside the mice",
         points: &[
-            Point::always("nothing", 50),
-            Point::always("elephants", 50),
+            Point::full("nothing", 50),
+            Point::full("elephants", 50),
             Point::full("elephants, mice with priority", 50),
         ],
         table: &[P50, P90, P99],
@@ -127,6 +127,29 @@ pub const EXPERIMENTS: &[Experiment] = &[
         title: "Request and response of 64 B",
         axis: "protocol",
         points: &[Point::always("TCP", 1), Point::full("UDP", 1)],
+        table: &[P50_US, P99_US, P999_US],
+        lines: &[P50_US, P99_US],
+        ..PLAIN
+    },
+    Experiment {
+        id: "inter-node",
+        title: "TCP between pods of one node, and of two that VXLAN joins",
+        axis: "pods on",
+        points: &[
+            Point::always("one node", 1),
+            Point::always("two nodes", 1),
+            Point::full("one node, 10 pairs", 10),
+            Point::full("two nodes, 10 pairs", 10),
+        ],
+        table: &[RATE, JAIN, RETRANSMITTED, USER, SYS, SOFTIRQ, CYCLES],
+        lines: &[RATE, CYCLES],
+        ..PLAIN
+    },
+    Experiment {
+        id: "inter-node-round-trips",
+        title: "Request and response of 64 B (TCP) on one node, and between two",
+        axis: "pods on",
+        points: &[Point::full("one node", 1), Point::always("two nodes", 1)],
         table: &[P50_US, P99_US, P999_US],
         lines: &[P50_US, P99_US],
         ..PLAIN

@@ -5,6 +5,7 @@
 //!    a thread in its namespace                a thread in its namespace
 //!      streams      writes for a window, bytes counted where they arrive
 //!      completion   flows of a fixed size, one after the other, as netcat sends files
+//!      overlay      a second host, for servers that are not on the clients' node
 //!      tools        sockperf for round trips, iperf3 beside our own streams
 //! ```
 //! Clients and servers are threads of this program, each in its pod's namespace: so all of them begin and end
@@ -15,6 +16,7 @@ mod arms;
 mod completion;
 mod figures;
 mod node;
+mod overlay;
 mod place;
 mod streams;
 mod tools;
@@ -23,7 +25,7 @@ use anyhow::Result;
 
 pub use figures::EXPERIMENTS;
 
-use super::experiment::Endpoints;
+use super::experiment::{Endpoints, Experiment, Point};
 use super::run::{Bench, Node};
 use crate::compare::apart::Apart;
 use crate::compare::arms::{ArmKind, Programs};
@@ -32,13 +34,16 @@ use crate::compare::arms::{ArmKind, Programs};
 #[derive(Debug)]
 pub struct Containers {
     programs: Programs,
+    /// TCP's, in pods.
+    congestion_control: String,
     windows: node::Windows,
 }
 
 impl Containers {
     /// For a quick run or a full one.
-    pub const fn new(programs: Programs, quick: bool) -> Self {
-        Self { programs, windows: if quick { node::QUICK } else { node::FULL } }
+    pub const fn new(programs: Programs, congestion_control: String, quick: bool) -> Self {
+        let windows = if quick { node::QUICK } else { node::FULL };
+        Self { programs, congestion_control, windows }
     }
 }
 
@@ -51,8 +56,12 @@ impl Bench for Containers {
         arms::absence(arm)
     }
 
+    fn lack(&self, arm: ArmKind, experiment: &Experiment, point: &Point) -> Option<&'static str> {
+        arms::lack(arm, experiment, point)
+    }
+
     fn start<'a>(&'a self, host: &'a Apart, arm: ArmKind) -> Result<Box<dyn Node + 'a>> {
         let network = arms::start(arm, host, &self.programs)?;
-        Ok(Box::new(node::Pairs::new(host, arm, network, self.windows)))
+        Ok(Box::new(node::Pairs::new(host, arm, network, self)))
     }
 }

@@ -1,5 +1,6 @@
 //! An arm with its pods, and how each figure is measured on it.
 
+use std::cell::Cell;
 use std::fs;
 use std::time::Duration;
 
@@ -7,13 +8,16 @@ use anyhow::{Context as _, Result, bail};
 use nix::net::if_::if_nametoindex;
 use nix::unistd::Pid;
 
+use super::Containers;
 use super::completion::{self, Flow};
+use super::overlay;
 use super::place::{Pair, Place, pin_thread};
 use super::streams::{self, Protocol, Streams};
 use super::tools;
 use crate::compare::apart::Apart;
 use crate::compare::arms::kernel::host_end;
 use crate::compare::arms::{Arm, ArmKind};
+use crate::compare::flows::congestion;
 use crate::compare::flows::experiment::{Experiment, Point};
 use crate::compare::flows::measurement::Reading;
 use crate::compare::flows::run::Node;
@@ -56,8 +60,8 @@ pub const QUICK: Windows = Windows {
 pub const FULL: Windows = Windows {
     warm_up: Duration::from_millis(300),
     window: Duration::from_secs(1),
-    each: Duration::from_millis(40),
-    flows: 5,
+    each: Duration::from_millis(20),
+    flows: 3,
     limit_us: 60_000_000,
 };
 
@@ -66,16 +70,25 @@ pub struct Pairs<'a> {
     host: &'a Apart,
     kind: ArmKind,
     arm: Box<dyn Arm + 'a>,
-    windows: Windows,
+    /// What is the same for each arm.
+    same: &'a Containers,
     pods: Vec<Pod>,
+    /// Number of the next pod on a second host.
+    next: Cell<usize>,
     /// Why there can be no more.
     full: Option<String>,
 }
 
 impl<'a> Pairs<'a> {
     /// None yet.
-    pub fn new(host: &'a Apart, kind: ArmKind, arm: Box<dyn Arm + 'a>, windows: Windows) -> Self {
-        Self { host, kind, arm, windows, pods: Vec::new(), full: None }
+    pub fn new(
+        host: &'a Apart,
+        kind: ArmKind,
+        arm: Box<dyn Arm + 'a>,
+        same: &'a Containers,
+    ) -> Self {
+        let next = Cell::new(overlay::FIRST);
+        Self { host, kind, arm, same, pods: Vec::new(), next, full: None }
     }
 
     fn grow(&mut self, pairs: usize) -> Result<()> {
@@ -94,7 +107,8 @@ impl<'a> Pairs<'a> {
 
     fn add(&mut self) -> Result<()> {
         let pod = Pod::create(self.host, self.pods.len())?;
-        let added = self.arm.add(&pod);
+        let chosen = pod.within(self.host, || congestion::choose(&self.same.congestion_control));
+        let added = chosen.and_then(|()| self.arm.add(&pod));
         // Its namespace is given up with the others', whatever became of its interface.
         self.pods.push(pod);
         added?;
@@ -126,8 +140,30 @@ impl<'a> Pairs<'a> {
         self.pods.chunks_exact(2).take(pairs).map(pair).collect()
     }
 
+    /// The same with their servers on a second host, which is there for so long.
+    fn on_two_nodes<T>(
+        &self,
+        pairs: usize,
+        cores: &[usize],
+        act: impl FnOnce(&[Pair<'_>]) -> Result<T>,
+    ) -> Result<T> {
+        let clients: Vec<_> = self.pods.iter().step_by(2).take(pairs).collect();
+        let number = self.next.get();
+        // The host itself has one, too.
+        self.next.set(number + 1 + pairs);
+        let (host, arm, clients) = (self.host, &*self.arm, clients.as_slice());
+        overlay::with(host, self.kind, &self.same.programs, arm, (number, clients), |servers| {
+            let pair = |(client, server)| Pair {
+                client: Place { pod: client, cores },
+                server: Place { pod: server, cores },
+            };
+            let pairs: Vec<_> = clients.iter().copied().zip(servers).map(pair).collect();
+            act(&pairs)
+        })
+    }
+
     fn streams(&self, protocol: Protocol, bytes: usize, pairs: usize) -> Streams {
-        let Windows { warm_up, window, each, .. } = self.windows;
+        let Windows { warm_up, window, each, .. } = self.same.windows;
         let window = window + each * pairs as u32;
         Streams { protocol, bytes, each: 1, warm_up, window }
     }
@@ -165,7 +201,7 @@ impl<'a> Pairs<'a> {
         let measured = self.streams(Protocol::Tcp, WRITE, pairs.len());
         let measured = streams::run(&measured, &pairs, &*self.arm);
         let flows = vec![Flow { bytes: MICE, counts: true, first: false }; pairs.len()];
-        let completed = completion::run(&pairs, &flows, 1, self.windows.limit_us);
+        let completed = completion::run(&pairs, &flows, 1, self.same.windows.limit_us);
         for (thread, set) in before {
             // It may have ended.
             let _ = nix::sched::sched_setaffinity(thread, &set);
@@ -210,17 +246,30 @@ impl Node for Pairs<'_> {
             "throughput" => tcp(&pairs),
             "completion" => {
                 let flows = vec![mouse; pairs.len()];
-                completion::run(&pairs, &flows, self.windows.flows, self.windows.limit_us)
+                completion::run(&pairs, &flows, self.same.windows.flows, self.same.windows.limit_us)
             }
             "mice" => {
                 let all = pairs.iter().zip(mix(pairs.len(), point.x));
                 let (pairs, flows): (Vec<_>, Vec<_>) =
                     all.filter_map(|(pair, flow)| Some((*pair, flow?))).unzip();
-                completion::run(&pairs, &flows, self.windows.flows, self.windows.limit_us)
+                completion::run(&pairs, &flows, self.same.windows.flows, self.same.windows.limit_us)
             }
             "round-trips" => {
                 let (client, server) = (&self.pods[0], &self.pods[1]);
                 tools::round_trips(client, server, point.x == "TCP", &pods_cores)
+            }
+            "inter-node" if overlay::is_on_two(point) => {
+                self.on_two_nodes(point.pairs, &pods_cores, |pairs| tcp(pairs))
+            }
+            "inter-node" => tcp(&pairs),
+            "inter-node-round-trips" if overlay::is_on_two(point) => {
+                self.on_two_nodes(1, &pods_cores, |pairs| {
+                    let pair = pairs[0];
+                    tools::round_trips(pair.client.pod, pair.server.pod, true, &pods_cores)
+                })
+            }
+            "inter-node-round-trips" => {
+                tools::round_trips(&self.pods[0], &self.pods[1], true, &pods_cores)
             }
             "messages-tcp" => sized(Protocol::Tcp),
             "messages-udp" => sized(Protocol::Udp),

@@ -19,6 +19,11 @@ const P50_US: Quantity = Quantity::new("p50_us", "p50", "us", 2);
 const P99_US: Quantity = Quantity::new("p99_us", "p99", "us", 1);
 const P999_US: Quantity = Quantity::new("p999_us", "p99.9", "us", 1);
 
+const MPPS: Quantity = Quantity::new("mpps", "received", "Mpps", 2);
+const LOST: Quantity = Quantity::new("lost_percent", "lost", "%", 3);
+const PER_FRAME: Quantity =
+    Quantity::new("switch_cycles_per_frame", "switch's work", "cycles per frame", 0);
+
 /// Total throughput.
 pub const THROUGHPUT: &str = "vm-throughput";
 /// Completion of flows.
@@ -27,6 +32,8 @@ pub const COMPLETION: &str = "vm-completion";
 pub const MICE: &str = "vm-mice";
 /// Round trips.
 pub const ROUND_TRIPS: &str = "vm-round-trips";
+/// Packet rates.
+pub const PACKETS: &str = "vm-packets";
 /// Where [`MICE`] have mice in the elephants' place.
 pub const MICE_ALONE: &str = "mice";
 /// Where they have elephants.
@@ -99,6 +106,15 @@ pub const EXPERIMENTS: &[Experiment] = &[
         points: &[Point::always("2", 1), Point::always("100", 50)],
         table: &[P50_US, P99_US, P999_US],
         lines: &[P50_US, P99_US],
+        ..PLAIN
+    },
+    Experiment {
+        id: PACKETS,
+        title: "Frames that circle between two ports of DPDK's testpmd",
+        axis: "bytes of a frame",
+        points: &[Point::always("64", 1), Point::full("256", 1), Point::full("1518", 1)],
+        table: &[MPPS, LOST, PER_FRAME, BUSY],
+        lines: &[MPPS, PER_FRAME],
         ..PLAIN
     },
 ];

@@ -105,7 +105,7 @@ fn throughput(guests: &mut Attached<'_>, length: &Length) -> Result<Reading> {
     Ok(reading)
 }
 
-fn enter_busy(reading: &mut Reading, before: &Work, after: &Work) {
+pub fn enter_busy(reading: &mut Reading, before: &Work, after: &Work) {
     if let Some(idle) = after.idle_share_since(before) {
         reading.value("pmd_busy", 100.0 * (1.0 - idle));
     }
