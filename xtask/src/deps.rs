@@ -24,6 +24,9 @@ const SERVICES: &[(&str, &[&str])] = &[
 ];
 /// Packages of other makers that contain others: Docker's own containerd comes with runc.
 const STAND_INS: &[(&str, &str)] = &[(CONTAINERD, "containerd.io"), ("runc", "containerd.io")];
+/// A package that apt lets stand beside those of its own version alone, and one of these that we need: Debian's
+/// `qemu-utils` from backports breaks the `qemu-system-common` of the release.
+const COMPANION: (&str, &str) = ("qemu-utils", "qemu-system-common");
 /// Where an administrator's word on systemd's units stands.
 const UNITS: &str = "/etc/systemd/system";
 /// How long apt waits for another package manager, in seconds.
@@ -145,14 +148,9 @@ pub fn ensure(purposes: &[Purpose]) -> Result<()> {
     if packages.is_empty() {
         return Ok(());
     }
-    // Nothing of the user's is removed for our sake: if a package conflicts, apt says so.
-    let install = ["install", "--yes", "--no-install-recommends", "--no-remove"];
     if !nix::unistd::geteuid().is_root() {
-        let (install, packages) = (install.join(" "), packages.join(" "));
-        bail!(
-            "Packages are missing. Run:\n  \
-             sudo sh -c 'apt-get update && apt-get {install} {packages}'"
-        );
+        let install = install(&packages)?.join(" ");
+        bail!("Packages are missing. Run:\n  sudo sh -c 'apt-get update && apt-get {install}'");
     }
     println!("Installing {}", packages.join(", "));
     for (_, services) in SERVICES.iter().filter(|(package, _)| packages.contains(package)) {
@@ -160,14 +158,53 @@ pub fn ensure(purposes: &[Purpose]) -> Result<()> {
             mask_service(Path::new(UNITS), service)?;
         }
     }
-    let mut arguments = install.to_vec();
-    arguments.extend(&packages);
     // Lists that are old may name versions that the mirror no longer has.
-    if !has_lists() || apt_get(&arguments).is_err() {
+    if !has_lists() || apt_get(&install(&packages)?).is_err() {
         apt_get(&["update"])?;
-        apt_get(&arguments)?;
+        apt_get(&install(&packages)?)?;
     }
     Ok(())
+}
+
+/// What apt-get is told to install `packages`. Nothing of the user's is removed for our sake: if a package
+/// conflicts, apt says so.
+fn install(packages: &[&str]) -> Result<Vec<String>> {
+    let words = ["install", "--yes", "--no-install-recommends", "--no-remove"];
+    let mut words: Vec<_> = words.iter().chain(packages).map(|&word| word.to_owned()).collect();
+    if let Some(companion) = companion(packages)? {
+        println!("{companion} takes the place of a newer one, which breaks {}", COMPANION.1);
+        words.extend(["--allow-downgrades".to_owned(), companion]);
+    }
+    Ok(words)
+}
+
+/// What has to be installed along with `packages`, as apt wants it said, so that [`COMPANION`] stays.
+fn companion(packages: &[&str]) -> Result<Option<String>> {
+    let (other, ours) = COMPANION;
+    if !packages.iter().any(|package| package.starts_with("qemu-system")) {
+        return Ok(None);
+    }
+    let policy = |package: &str| -> Result<String> {
+        let output =
+            command::output(Command::new("apt-cache").args(["policy", package]).env("LC_ALL", "C"));
+        Ok(String::from_utf8_lossy(&output.context("This needs Debian")?.stdout).into_owned())
+    };
+    let (other_policy, our_policy) = (policy(other)?, policy(ours)?);
+    let (Some(installed), Some(version)) =
+        (version_in(&other_policy, "Installed"), version_in(&our_policy, "Candidate"))
+    else {
+        return Ok(None);
+    };
+    let mut compare = Command::new("dpkg");
+    let is_newer = compare.args(["--compare-versions", installed, "gt", version]);
+    let is_newer = command::status(is_newer, Ending::Firm)?.success();
+    Ok(is_newer.then(|| format!("{other}={version}")))
+}
+
+/// The version that `apt-cache policy` tells as `which`.
+fn version_in<'a>(policy: &'a str, which: &str) -> Option<&'a str> {
+    let mut lines = policy.lines().filter_map(|line| line.trim().split_once(": "));
+    lines.find(|(key, _)| *key == which).map(|(_, version)| version).filter(|v| *v != "(none)")
 }
 
 /// Sees to it that apt knows which packages there are.
@@ -191,11 +228,12 @@ fn has_lists() -> bool {
     })
 }
 
-fn apt_get(arguments: &[&str]) -> Result<()> {
+fn apt_get(arguments: &[impl AsRef<str>]) -> Result<()> {
+    let arguments: Vec<_> = arguments.iter().map(AsRef::as_ref).collect();
     let mut command = Command::new("apt-get");
     command
         .args(["--quiet", "--option", &format!("DPkg::Lock::Timeout={LOCK_TIMEOUT_S}")])
-        .args(arguments)
+        .args(&arguments)
         .env("DEBIAN_FRONTEND", "noninteractive")
         .stdout(Stdio::null());
     let status = command::status(&mut command, Ending::Gentle).context("This needs Debian")?;
@@ -257,6 +295,20 @@ mod tests {
     fn the_containerd_of_another_maker_is_not_replaced() {
         let shown = "containerd.io\tinstalled\n";
         assert_eq!(not_installed(&["containerd", "runc", "strace"], shown), ["strace"]);
+    }
+
+    #[test]
+    fn apt_s_words_on_versions_are_understood() {
+        let policy =
+            "qemu-utils:\n  Installed: (none)\n  Candidate: 1:7.2+dfsg-7\n  Version table:\n";
+        assert_eq!(version_in(policy, "Installed"), None);
+        assert_eq!(version_in(policy, "Candidate"), Some("1:7.2+dfsg-7"));
+        assert_eq!(version_in("", "Candidate"), None);
+    }
+
+    #[test]
+    fn what_has_nothing_to_do_with_a_companion_brings_none() {
+        assert_eq!(companion(&["strace", "containerd"]).unwrap(), None);
     }
 
     #[test]
