@@ -123,6 +123,9 @@ pub fn main(arguments: &Arguments) -> Result<()> {
             let or_set = |name, path| env::var_os(name).unwrap_or(path);
             command.env("SLIPWAYD", or_set("SLIPWAYD", programs.join("slipwayd").into()));
             command.env("SLIPWAY_PROGRAMS", or_set("SLIPWAY_PROGRAMS", programs.into()));
+            // Its own tests judge the plugin that is installed, which starts otherwise than cargo's.
+            let plugin = workspace::PLUGIN.build(&workspace::target())?;
+            command.env("SLIPWAY_CNI", or_set("SLIPWAY_CNI", plugin.into()));
         }
         outcomes.push(run(step.name, command)?);
     }

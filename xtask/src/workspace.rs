@@ -87,11 +87,14 @@ pub struct Static {
     pub program: &'static str,
     /// The profile that it is built with.
     pub profile: &'static str,
+    /// Its features, separated by commas.
+    pub features: &'static str,
 }
 
-/// The plugin is one: it is started for each pod, and where others are linked anew each time, it just runs.
+/// The plugin is one, and without libc: it is started for each pod, and where others are linked anew each time
+/// and look at the processor, it just runs.
 pub const PLUGIN: Static =
-    Static { package: "slipwayctl", program: "slipway-cni", profile: "small" };
+    Static { package: "slipway-cni", program: "slipway-cni", profile: "small", features: "bare" };
 
 impl Static {
     /// Builds it with `target` as cargo's target directory, and returns where it is. Blocks.
@@ -112,6 +115,7 @@ impl Static {
         build
             .args(["build", "--quiet", "--locked", "--package", self.package])
             .args(["--bin", self.program, "--profile", self.profile, "--target", TARGET])
+            .args(["--features", self.features])
             .arg("--target-dir")
             .arg(target)
             // Separated by 0x1f: the flags hold paths, which may hold blanks.

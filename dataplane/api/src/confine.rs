@@ -42,12 +42,16 @@ pub enum ConfineError {
 /// # Errors
 /// [`ConfineError`]; nothing is confined then.
 pub fn refuse_netlink() -> Result<(), ConfineError> {
-    let program = filter().map_err(ConfineError::Build)?;
+    let program = filter(std::env::consts::ARCH).map_err(ConfineError::Build)?;
     seccompiler::apply_filter_all_threads(&program).map_err(ConfineError::Install)
 }
 
-fn filter() -> Result<BpfProgram, BackendError> {
-    let arch = TargetArch::try_from(std::env::consts::ARCH)?;
+/// The filter for machines of `arch` (`x86_64`, `aarch64`, `riscv64`), for who hands it to the kernel itself.
+///
+/// # Errors
+/// There is none for such machines.
+pub fn filter(arch: &str) -> Result<BpfProgram, BackendError> {
+    let arch = TargetArch::try_from(arch)?;
     let is_netlink = || {
         // The kernel takes the family as an int: the upper half of the register does not count.
         let family = libc::AF_NETLINK as u64;

@@ -2,9 +2,7 @@
 //!
 //! slipwayd speaks HTTP/1.1 with JSON bodies. This package holds the types of that conversation,
 //! shared by the server (`dataplane::control`) and everything that asks it for something, and, with
-//! the feature `client`, a typed client, or with `blocking` a small one for programs that make one call and
-//! end. The feature `confine` has what all of these promise: no
-//! netlink.
+//! the feature `client`, a typed client. The feature `confine` has what all of these promise: no netlink.
 //!
 //! # How it is meant to be used
 //! Creation is `PUT` under a name the caller chooses. The same request twice is answered with the
@@ -21,9 +19,7 @@
 //! clock whose rate the reply tells).
 
 mod attachment;
-#[cfg(feature = "blocking")]
-pub mod blocking;
-#[cfg(any(feature = "blocking", feature = "client"))]
+#[cfg(feature = "client")]
 mod call;
 #[cfg(feature = "client")]
 pub mod client;

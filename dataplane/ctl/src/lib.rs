@@ -13,7 +13,6 @@
 //! One; calls are made one after the other.
 
 pub mod cli;
-pub mod cni;
 pub mod node;
 mod pmd_rates;
 mod run;

@@ -19,6 +19,7 @@
 //! so calls come one at a time, and an implementation that takes long holds up the whole API, though
 //! never a PMD.
 
+mod cni;
 mod describe;
 mod explain;
 #[cfg(any(test, feature = "testing"))]

@@ -22,7 +22,7 @@ use super::routes;
         routes::list_fdb, routes::put_fdb, routes::delete_fdb,
         routes::attachments::list_networks, routes::attachments::list_attachments,
         routes::attachments::get_attachment, routes::attachments::put_attachment,
-        routes::attachments::delete_attachment,
+        routes::attachments::delete_attachment, routes::cni::post_cni,
         routes::stats, routes::pmds, routes::rebalance, routes::explain, routes::health,
         routes::version, routes::metrics, routes::document,
     ),

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use axum::{
     Json,
-    body::to_bytes,
+    body::{Bytes, to_bytes},
     extract::{FromRequest, FromRequestParts, Path, Query, Request},
     http::{HeaderMap, StatusCode, header::CONTENT_TYPE, request::Parts},
     response::{IntoResponse, Response},
@@ -46,20 +46,21 @@ impl<T: DeserializeOwned, S: Sync> FromRequest<S> for JsonBody<T> {
 
     async fn from_request(request: Request, _state: &S) -> Result<Self, Refusal> {
         require_json(request.headers())?;
-        let body =
-            tokio::time::timeout(BODY_TIMEOUT, to_bytes(request.into_body(), MAX_REQUEST_BYTES));
-        let bytes = body
-            .await
-            .map_err(|_| {
-                ApiError::new(
-                    ErrorCode::RequestTimeout,
-                    "The body did not arrive within 10 seconds",
-                    "Send the whole body at once",
-                )
-            })?
-            .map_err(|error| unreadable(&error))?;
-        Ok(Self(parse(&bytes)?))
+        Ok(Self(parse(&whole(request, MAX_REQUEST_BYTES).await?)?))
     }
+}
+
+/// The body of `request`, of at most `limit` bytes.
+pub async fn whole(request: Request, limit: usize) -> Result<Bytes, ApiError> {
+    let body = tokio::time::timeout(BODY_TIMEOUT, to_bytes(request.into_body(), limit));
+    let late = |_| {
+        ApiError::new(
+            ErrorCode::RequestTimeout,
+            "The body did not arrive within 10 seconds",
+            "Send the whole body at once",
+        )
+    };
+    body.await.map_err(late)?.map_err(|error| unreadable(&error, limit))
 }
 
 /// A query of a type that knows all its fields.
@@ -185,14 +186,14 @@ fn require_json(headers: &HeaderMap) -> Result<(), ApiError> {
     .about("content-type", given))
 }
 
-fn unreadable(error: &axum::Error) -> ApiError {
+fn unreadable(error: &axum::Error, limit: usize) -> ApiError {
     let why = root_cause(error);
     // axum names the limit only in the text of the innermost error.
     if why.contains("length limit exceeded") {
         ApiError::new(
             ErrorCode::BodyTooLarge,
-            format!("The body is longer than {MAX_REQUEST_BYTES} bytes"),
-            "Send a smaller one; no request of this API needs so much",
+            format!("The body is longer than {limit} bytes"),
+            "Send a smaller one; no such request needs so much",
         )
     } else {
         ApiError::new(

@@ -4,6 +4,7 @@
 //! OpenAPI document. Handlers check their input and call [`Control`]; all else is the switch's.
 
 pub(super) mod attachments;
+pub(super) mod cni;
 
 use std::sync::Arc;
 
@@ -78,6 +79,7 @@ pub fn table() -> Vec<Route> {
         GET "/v1/attachments/{owner}/{interface}" => attachments::get_attachment;
         PUT "/v1/attachments/{owner}/{interface}" => attachments::put_attachment;
         DELETE "/v1/attachments/{owner}/{interface}" => attachments::delete_attachment;
+        POST "/v1/cni" => cni::post_cni;
         GET "/v1/stats" => stats;
         GET "/v1/pmds" => pmds;
         POST "/v1/pmds/rebalance" => rebalance;

@@ -35,7 +35,7 @@ pub fn main(arguments: &Arguments) -> Result<()> {
         deps::ensure(&[Purpose::Compare])?;
         match plan {
             Some(_) => programs.extend(PROGRAMS),
-            None => programs.extend([("dataplane", "slipwayd"), ("slipwayctl", "slipway-cni")]),
+            None => programs.extend([("dataplane", "slipwayd"), ("slipway-cni", "slipway-cni")]),
         }
     }
     let names: Vec<_> = programs.iter().map(|(_, program)| *program).collect();

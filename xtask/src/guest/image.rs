@@ -32,9 +32,8 @@ pub struct Image {
 
 /// Compiles the agent as a static program, with `target` as cargo's target directory.
 pub fn build_agent(target: &Path) -> Result<PathBuf> {
-    let agent =
-        workspace::Static { package: "slipway-agent", program: "slipway-agent", profile: "small" };
-    agent.build(target)
+    let (package, profile) = ("slipway-agent", "small");
+    workspace::Static { package, program: package, profile, features: "" }.build(target)
 }
 
 /// Makes the image, with `scratch` as an empty folder to unpack to.

@@ -36,7 +36,7 @@ echo '{"cniVersion": "0.4.0", "interfaces": [{"name": "eth0", "sandbox": "'"$CNI
 pub(crate) const PROGRAMS: [(&str, &str); 4] = [
     ("dataplane", "slipwayd"),
     ("slipwayctl", "slipwayctl"),
-    ("slipwayctl", "slipway-cni"),
+    ("slipway-cni", "slipway-cni"),
     ("shim", "containerd-shim-slipway-v2"),
 ];
 

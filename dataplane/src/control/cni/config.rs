@@ -1,15 +1,13 @@
 //! Which network, from the configuration on stdin (CNI specification 1.1, section 1 and 2).
 
-use std::{collections::BTreeSet, net::IpAddr, path::PathBuf};
+use std::{collections::BTreeSet, net::IpAddr};
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
-use slipway_api::{DEFAULT_SOCKET, Mac};
+use slipway_api::Mac;
+use slipway_cni::{CniError, Code, VERSIONS};
 
-use super::{CniError, Code, VERSIONS, call::Command, call::address};
-
-/// The longest configuration that is read, in bytes.
-pub const MAX_CONFIG_BYTES: u64 = 1 << 20;
+use super::call::{Command, address};
 
 /// What the configuration says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,8 +16,6 @@ pub struct Config {
     pub version: String,
     /// The name of this configuration; attachments are labelled with it.
     pub name: String,
-    /// slipwayd's API.
-    pub socket: PathBuf,
     /// slipwayd's network; its default one if absent.
     pub network: Option<String>,
     /// MTU of the interface, in bytes.
@@ -38,7 +34,7 @@ pub struct Config {
     pub valid: Option<BTreeSet<(String, String)>>,
 }
 
-/// Keys that we read.
+/// Keys that are ours; the plugin itself reads `socket`.
 const OURS: [&str; 7] = ["name", "socket", "network", "mtu", "queuePairs", "pmds", "runtimeConfig"];
 /// Keys that container engines and libraries read, write or leave in.
 const THEIRS: [&str; 8] = [
@@ -60,7 +56,6 @@ const VALID_ATTACHMENTS: &str = "cni.dev/valid-attachments";
 #[serde(default, rename_all = "camelCase")]
 struct Raw {
     name: String,
-    socket: Option<PathBuf>,
     network: Option<String>,
     mtu: Option<u16>,
     queue_pairs: Option<u16>,
@@ -91,11 +86,8 @@ fn bad(message: impl Into<String>, details: impl Into<String>) -> CniError {
     CniError::new(Code::BadConfig, message, details)
 }
 
-/// The document as it came. An empty one is allowed where `command` needs none.
-pub fn parse(text: &[u8], command: Command) -> Result<Map<String, Value>, CniError> {
-    if command == Command::Version && text.iter().all(u8::is_ascii_whitespace) {
-        return Ok(Map::new());
-    }
+/// The document as it came.
+pub fn parse(text: &[u8]) -> Result<Map<String, Value>, CniError> {
     serde_json::from_slice(text).map_err(|error| {
         CniError::new(
             Code::Decode,
@@ -145,9 +137,6 @@ pub fn judge(document: &Map<String, Value>, command: Command) -> Result<Config, 
             "Remove `bandwidth` from its `capabilities`, and the annotation from the pod",
         ));
     }
-    if raw.socket.as_ref().is_some_and(|socket| !socket.is_absolute()) {
-        return Err(bad("socket is no absolute path", "Begin it with /"));
-    }
     let ips = &raw.runtime_config.ips;
     let addresses = ips.iter().map(|text| {
         address(text).ok_or_else(|| {
@@ -167,7 +156,6 @@ pub fn judge(document: &Map<String, Value>, command: Command) -> Result<Config, 
     Ok(Config {
         version,
         name: raw.name,
-        socket: raw.socket.unwrap_or_else(|| DEFAULT_SOCKET.into()),
         network: raw.network,
         mtu: raw.mtu,
         queue_pairs: raw.queue_pairs,

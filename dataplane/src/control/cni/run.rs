@@ -1,95 +1,66 @@
-//! Each command, as calls of slipwayd.
-
-use std::io::Read;
+//! Each command, as calls of the switch.
 
 use serde_json::{Map, Value, json};
-use slipway_api::{
-    Attachment, AttachmentSpec, DEFAULT_NETWORK, ErrorCode, HealthStatus,
-    blocking::{Client, ClientError},
-};
+use slipway_api::{ApiError, Attachment, AttachmentSpec, DEFAULT_NETWORK, ErrorCode, HealthStatus};
+use slipway_cni::{CniError, Code};
 
 use super::{
-    CniError, Code, LABEL_NETWORK, LABEL_STARTED_MS, VERSIONS,
+    super::Control,
+    LABEL_NETWORK, LABEL_STARTED_MS,
     call::{self, Arguments, Command, Environment, Target},
-    config::{self, Config, MAX_CONFIG_BYTES},
-    reply,
+    config::{self, Config},
+    error, reply, request,
 };
 
-/// Does what `environment` says with the configuration that `stdin` gives. `Ok` and `Err` both carry
-/// what belongs on stdout; `Ok("")` for the commands that answer nothing.
+/// Does what `body`, a call as the plugin sends it, says. `Ok` and `Err` both carry what belongs on the plugin's
+/// stdout; `Ok("")` for the commands that answer nothing.
 ///
 /// # Errors
 /// The error document.
-pub fn run(environment: Environment, stdin: &mut dyn Read) -> Result<String, String> {
-    let started_ms = unix_ms();
-    let mut text = Vec::new();
-    let read = stdin.take(MAX_CONFIG_BYTES).read_to_end(&mut text);
-    let result = match read {
-        Ok(_) => answer(&environment, &text, started_ms),
-        Err(error) => Err((CniError::io("Failed to read the configuration", error), None)),
-    };
-    match result {
+pub fn answer(control: &dyn Control, body: &[u8]) -> Result<String, String> {
+    let unversioned = |error: CniError| error.into_reply(None);
+    let (environment, text) = request::split(body).map_err(unversioned)?;
+    let command = call::command(&environment).map_err(unversioned)?;
+    let document = config::parse(text).map_err(unversioned)?;
+    let version = config::version(&document).map_err(unversioned)?;
+    match serve(control, &environment, command, &document) {
         Ok(None) => Ok(String::new()),
         Ok(Some(document)) => Ok(format!("{document}\n")),
-        Err((error, version)) => Err(error.into_reply(version.as_deref())),
+        Err(error) => Err(error.into_reply(version)),
     }
-}
-
-/// The failure, and the version that its document is to be in.
-type Failure = (CniError, Option<String>);
-
-fn answer(
-    environment: &Environment,
-    text: &[u8],
-    started_ms: u64,
-) -> Result<Option<Value>, Failure> {
-    let command = call::command(environment).map_err(|error| (error, None))?;
-    let document = config::parse(text, command).map_err(|error| (error, None))?;
-    let version = config::version(&document).map_err(|error| (error, None))?;
-    let with_version = |error| (error, version.map(str::to_owned));
-    if command == Command::Version {
-        return Ok(Some(versions(version)));
-    }
-    serve(environment, command, &document, started_ms).map_err(with_version)
-}
-
-fn versions(asked_in: Option<&str>) -> Value {
-    let newest = VERSIONS[VERSIONS.len() - 1];
-    json!({ "cniVersion": asked_in.unwrap_or(newest), "supportedVersions": VERSIONS })
 }
 
 fn serve(
+    control: &dyn Control,
     environment: &Environment,
     command: Command,
     document: &Map<String, Value>,
-    started_ms: u64,
 ) -> Result<Option<Value>, CniError> {
     let config = config::judge(document, command)?;
-    let client = Client::new(&config.socket);
     match command {
         Command::Add => {
             let target = call::target(environment, command)?;
             let arguments = call::arguments(environment)?;
-            let attachment = add(&client, &target, &config, arguments, started_ms)?;
+            let started_ms = call::started_ms(environment)?;
+            let attachment = add(control, &target, &config, arguments, started_ms)?;
             Ok(Some(reply::added(&config.version, &attachment, target.netns.as_deref())))
         }
         Command::Del => {
             let Target { container, interface, .. } = call::target(environment, command)?;
-            client.detach(&container, &interface)?;
+            control.detach(&container, &interface).map_err(error::of)?;
             Ok(None)
         }
         Command::Check => {
             let target = call::target(environment, command)?;
-            check(&client, &target, &config).map(|()| None)
+            check(control, &target, &config).map(|()| None)
         }
-        Command::Gc => collect(&client, &config).map(|()| None),
-        Command::Status => status(&client, &config).map(|()| None),
-        Command::Version => Ok(Some(versions(Some(&config.version)))),
+        Command::Gc => collect(control, &config).map(|()| None),
+        Command::Status => status(control, &config).map(|()| None),
     }
 }
 
 fn add(
-    client: &Client,
+    control: &dyn Control,
     target: &Target,
     config: &Config,
     arguments: Arguments,
@@ -110,26 +81,29 @@ fn add(
         // The policy of a pod is set by its port, by whoever knows it.
         policy: None,
     };
+    spec.check().map_err(error::of)?;
     let Target { container, interface, .. } = target;
-    match client.attach(container, interface, &spec) {
-        Err(ClientError::Refused(refusal))
-            if refusal.code == ErrorCode::Conflict
-                && refusal.field.as_deref() == Some(&format!("labels.{LABEL_STARTED_MS}")) =>
-        {
+    let is_asked_again = |refusal: &ApiError| {
+        refusal.code == ErrorCode::Conflict
+            && refusal.field.as_deref() == Some(&format!("labels.{LABEL_STARTED_MS}"))
+    };
+    let outcome = match control.attach(container, interface, &spec) {
+        Err(refusal) if is_asked_again(&refusal) => {
             // The engine asks again, later: it is the same request but for its time.
-            let existing = client.get_attachment(container, interface)?;
-            match existing.labels.get(LABEL_STARTED_MS) {
-                Some(first) => spec.labels.insert(LABEL_STARTED_MS.to_owned(), first.clone()),
+            let existing = control.get_attachment(container, interface);
+            match existing.and_then(|existing| existing.labels.get(LABEL_STARTED_MS).cloned()) {
+                Some(first) => spec.labels.insert(LABEL_STARTED_MS.to_owned(), first),
                 None => spec.labels.remove(LABEL_STARTED_MS),
             };
-            Ok(client.attach(container, interface, &spec)?.0)
+            control.attach(container, interface, &spec)
         }
-        outcome => Ok(outcome?.0),
-    }
+        outcome => outcome,
+    };
+    outcome.map(|(attachment, _)| attachment).map_err(error::of)
 }
 
 /// Holds the attachment against what the ADD answered.
-fn check(client: &Client, target: &Target, config: &Config) -> Result<(), CniError> {
+fn check(control: &dyn Control, target: &Target, config: &Config) -> Result<(), CniError> {
     let Some(previous) = &config.previous else {
         return Err(CniError::new(
             Code::BadConfig,
@@ -138,7 +112,10 @@ fn check(client: &Client, target: &Target, config: &Config) -> Result<(), CniErr
         ));
     };
     let Target { container, interface, netns } = target;
-    let attachment = client.get_attachment(container, interface)?;
+    let Some(attachment) = control.get_attachment(container, interface) else {
+        let name = format_args!("{container}/{interface}");
+        return Err(error::of(ApiError::not_found("attachment", name)));
+    };
     let now = reply::added(&config.version, &attachment, netns.as_deref());
     // Other plugins of the chain may have added interfaces and addresses of theirs.
     let own = |document: &Value| {
@@ -181,27 +158,23 @@ fn is_same_text(a: &Value, b: &Value) -> bool {
 
 /// Detaches what this configuration attached and the engine does not know any more. All are tried;
 /// the first failure is told.
-fn collect(client: &Client, config: &Config) -> Result<(), CniError> {
+fn collect(control: &dyn Control, config: &Config) -> Result<(), CniError> {
     let Some(valid) = &config.valid else { return Ok(()) };
     let mut failure = None;
-    for attachment in client.list_attachments()?.attachments {
+    for attachment in control.list_attachments(None).attachments {
         let is_ours = attachment.labels.get(LABEL_NETWORK) == Some(&config.name);
         let Attachment { owner, interface, .. } = attachment;
         if is_ours && !valid.contains(&(owner.clone(), interface.clone())) {
-            let outcome = client.detach(&owner, &interface);
+            let outcome = control.detach(&owner, &interface);
             failure = failure.or(outcome.err());
         }
     }
-    failure.map_or(Ok(()), |error| Err(error.into()))
+    failure.map_or(Ok(()), |refusal| Err(error::of(refusal)))
 }
 
 /// Whether an ADD could be served.
-fn status(client: &Client, config: &Config) -> Result<(), CniError> {
-    let health = client.health().map_err(|error| {
-        // Without the switch no pod has a network.
-        let CniError { message, details, .. } = error.into();
-        CniError::new(Code::NotAvailableForAny, message, details)
-    })?;
+fn status(control: &dyn Control, config: &Config) -> Result<(), CniError> {
+    let health = control.health();
     if health.status == HealthStatus::Degraded {
         return Err(CniError::new(
             Code::NotAvailableForAny,
@@ -210,7 +183,7 @@ fn status(client: &Client, config: &Config) -> Result<(), CniError> {
         ));
     }
     let wanted = config.network.as_deref().unwrap_or(DEFAULT_NETWORK);
-    let networks = client.list_networks()?.networks;
+    let networks = control.list_networks().networks;
     let Some(network) = networks.iter().find(|network| network.name == wanted) else {
         return Err(CniError::new(
             Code::NotAvailable,
@@ -226,10 +199,4 @@ fn status(client: &Client, config: &Config) -> Result<(), CniError> {
         ));
     }
     Ok(())
-}
-
-fn unix_ms() -> u64 {
-    #[expect(clippy::disallowed_methods, reason = "the label says when this process was started")]
-    let now = std::time::SystemTime::now();
-    now.duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }

@@ -2,17 +2,15 @@
 
 use std::{
     collections::BTreeMap,
-    ffi::OsString,
     net::IpAddr,
     path::{Path, PathBuf},
 };
 
 use ipnet::IpNet;
 use slipway_api::{Mac, check_interface, check_owner};
+use slipway_cni::{CniError, Code, STARTED_MS};
 
-use super::{CniError, Code};
-
-/// What the plugin is to do.
+/// What is to be done; VERSION is answered by the plugin itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command {
     /// Attach a container.
@@ -25,15 +23,13 @@ pub enum Command {
     Gc,
     /// Say whether an ADD could be served.
     Status,
-    /// Say which versions are spoken.
-    Version,
 }
 
 impl Command {
     /// The first version of the specification that has it.
     pub const fn since(self) -> &'static str {
         match self {
-            Self::Add | Self::Del | Self::Version => "0.3.1",
+            Self::Add | Self::Del => "0.3.1",
             Self::Check => "0.4.0",
             Self::Gc | Self::Status => "1.1.0",
         }
@@ -63,7 +59,7 @@ pub struct Arguments {
 }
 
 /// The environment, by name.
-pub type Environment = BTreeMap<String, OsString>;
+pub type Environment = BTreeMap<String, Vec<u8>>;
 
 /// Keys of `CNI_ARGS` that become labels; the labels are those that container engines give pods.
 const LABELS: [(&str, &str); 4] = [
@@ -80,10 +76,10 @@ fn bad(name: &str, value: &str, rule: &str) -> CniError {
 fn get<'a>(environment: &'a Environment, name: &str) -> Result<Option<&'a str>, CniError> {
     match environment.get(name) {
         None => Ok(None),
-        Some(value) => match value.to_str() {
-            Some("") => Ok(None),
-            Some(value) => Ok(Some(value)),
-            None => Err(bad(name, &value.to_string_lossy(), "It must be UTF-8")),
+        Some(value) => match std::str::from_utf8(value) {
+            Ok("") => Ok(None),
+            Ok(value) => Ok(Some(value)),
+            Err(_) => Err(bad(name, &String::from_utf8_lossy(value), "It must be UTF-8")),
         },
     }
 }
@@ -106,9 +102,14 @@ pub fn command(environment: &Environment) -> Result<Command, CniError> {
         "CHECK" => Ok(Command::Check),
         "GC" => Ok(Command::Gc),
         "STATUS" => Ok(Command::Status),
-        "VERSION" => Ok(Command::Version),
         other => Err(bad("CNI_COMMAND", other, "It is ADD, DEL, CHECK, GC, STATUS or VERSION")),
     }
+}
+
+/// When the plugin was started, in milliseconds since 1970, as it says itself.
+pub fn started_ms(environment: &Environment) -> Result<u64, CniError> {
+    let value = require(environment, STARTED_MS)?;
+    value.parse().map_err(|_| bad(STARTED_MS, value, "It is milliseconds since 1970"))
 }
 
 /// Whose interface it is about. Only a DEL may lack the namespace: it may be gone.

@@ -171,7 +171,8 @@ fn versions_and_commands_that_do_not_go_together_are_refused() {
         let answered_in = if VERSIONS.contains(&version) { version } else { "1.1.0" };
         assert_eq!(error["cniVersion"], answered_in, "{version} {command}");
     }
-    let without = json!({"name": "slipway", "type": "slipway-cni"}).to_string();
+    let without = json!({"name": "slipway", "type": "slipway-cni", "socket": fake.socket});
+    let without = without.to_string();
     fake.plugin().stdin(&without).run("ADD").error(1, "cniVersion is missing");
 }
 
@@ -225,6 +226,31 @@ fn a_configuration_that_makes_no_sense_is_refused_by_its_key() {
         fake.plugin().set(key, value).run("ADD").error(7, part);
     }
     assert!(fake.switch.list_attachments(None).attachments.is_empty());
+}
+
+#[test]
+fn what_is_too_long_is_refused_and_what_is_not_is_judged() {
+    let fake = Fake::start();
+    let padded = |length: usize| fake.plugin().set("args", json!("x".repeat(length)));
+    padded(1_000_000).run("ADD").result();
+    padded(1 << 20).run("ADD").error(7, "more than 1048576 bytes");
+    // Many small values, which take more memory than they have letters.
+    let small = json!(vec![json!({}); 300_000]);
+    fake.plugin().set("cni.dev/valid-attachments", small).run("GC").error(7, "valid-attachments");
+    let with_arguments = |length: usize| {
+        let arguments = format!("IgnoreUnknown=1;Colour={}", "x".repeat(length));
+        fake.plugin().container("other").env("CNI_ARGS", &arguments).run("ADD")
+    };
+    with_arguments(30_000).result();
+    with_arguments(40_000).error(4, "CNI_* has more than");
+}
+
+#[test]
+fn a_configuration_that_cannot_be_read_is_told() {
+    let fake = Fake::start();
+    let folder = tempfile::tempdir().unwrap();
+    let output = fake.plugin().reading(std::fs::File::open(folder.path()).unwrap(), "ADD");
+    output.error(5, "Failed to read the configuration");
 }
 
 #[test]

@@ -3,6 +3,8 @@
 
 use std::{
     collections::BTreeMap,
+    env,
+    fs::File,
     io::Write,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
@@ -17,6 +19,12 @@ use serde_json::{Map, Value, json};
 use slipway_api::PortDefaults;
 
 pub const VERSIONS: [&str; 4] = ["0.3.1", "0.4.0", "1.0.0", "1.1.0"];
+
+/// The program that `SLIPWAY_CNI` names, as the installed one is built otherwise; cargo's if it names none.
+fn program() -> PathBuf {
+    let named = env::var_os("SLIPWAY_CNI").map(PathBuf::from);
+    named.unwrap_or_else(|| env!("CARGO_BIN_EXE_slipway-cni").into())
+}
 
 /// A served fake switch; all of it ends with the value.
 pub struct Fake {
@@ -109,12 +117,22 @@ impl Plugin {
 
     /// Starts the plugin, whose stdin stays open; no command in the environment if `command` is empty.
     pub fn start(&self, command: &str) -> Child {
-        let mut plugin = Command::new(env!("CARGO_BIN_EXE_slipway-cni"));
+        self.start_with(command, Stdio::piped())
+    }
+
+    /// Runs the plugin to its end, with `stdin` in place of the configuration.
+    pub fn reading(&self, stdin: File, command: &str) -> Answer {
+        let child = self.start_with(command, stdin.into());
+        Answer { what: command.to_owned(), output: child.wait_with_output().unwrap() }
+    }
+
+    fn start_with(&self, command: &str, stdin: Stdio) -> Child {
+        let mut plugin = Command::new(program());
         plugin.env_clear().envs(&self.environment);
         if !command.is_empty() {
             plugin.env("CNI_COMMAND", command);
         }
-        plugin.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+        plugin.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     }
 
     /// Runs the plugin to its end.
