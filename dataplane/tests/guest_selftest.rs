@@ -166,6 +166,7 @@ fn bursts_work_in_every_buffer_shape() {
         base().interrupts(true),
         base().interrupts(true).without(features::EVENT_IDX),
         base().reply_ack(false),
+        base().acks_as_qemu(true),
         base().without(features::PROTOCOL),
     ];
     for shape in shapes {

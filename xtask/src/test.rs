@@ -49,6 +49,24 @@ const STEPS: &[Step] = &[
         ],
         privileged: false,
     },
+    Step {
+        name: "clippy of the plugin without libc",
+        command: &[
+            "clippy",
+            "--package",
+            "slipway-cni",
+            "--bin",
+            "slipway-cni",
+            "--features",
+            "bare",
+            "--profile",
+            "small",
+            "--",
+            "-D",
+            "warnings",
+        ],
+        privileged: false,
+    },
     // One selection of packages for all: another one would have other features, and dependencies
     // would be compiled again for it.
     Step {

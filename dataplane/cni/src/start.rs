@@ -153,9 +153,10 @@ unsafe extern "C" fn memset(to: *mut u8, byte: i32, count: usize) -> *mut u8 {
 /// Compares `count` bytes. The reads are volatile, so that the compiler sees no memcmp in it.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn memcmp(a: *const u8, b: *const u8, count: usize) -> i32 {
+    // SAFETY: the caller's promise: both have `count` bytes.
+    let read = |bytes: *const u8, at| unsafe { bytes.wrapping_add(at).read_volatile() };
     for at in 0..count {
-        // SAFETY: the caller's promise: both have `count` bytes.
-        let (a, b) = unsafe { (a.add(at).read_volatile(), b.add(at).read_volatile()) };
+        let (a, b) = (read(a, at), read(b, at));
         if a != b {
             return i32::from(a) - i32::from(b);
         }
@@ -175,7 +176,7 @@ unsafe extern "C" fn bcmp(a: *const u8, b: *const u8, count: usize) -> i32 {
 unsafe extern "C" fn strlen(text: *const u8) -> usize {
     let mut length = 0;
     // SAFETY: the caller's promise: there is a zero byte, and this goes no further.
-    while unsafe { text.add(length).read_volatile() } != 0 {
+    while unsafe { text.wrapping_add(length).read_volatile() } != 0 {
         length += 1;
     }
     length

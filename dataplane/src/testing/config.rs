@@ -66,6 +66,7 @@ pub struct GuestConfig {
     pub(super) ring_size: u16,
     pub(super) features: u64,
     pub(super) protocol: VhostUserProtocolFeatures,
+    pub(super) acks_as_qemu: bool,
     pub(super) tx: TxOptions,
     pub(super) rx_segments: Vec<usize>,
     pub(super) rx_repost: bool,
@@ -87,6 +88,7 @@ impl Default for GuestConfig {
             protocol: VhostUserProtocolFeatures::MQ
                 | VhostUserProtocolFeatures::REPLY_ACK
                 | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS,
+            acks_as_qemu: false,
             tx: TxOptions {
                 capacity,
                 segment: 2048,
@@ -155,6 +157,13 @@ impl GuestConfig {
         let mut protocol = self.protocol;
         protocol.set(VhostUserProtocolFeatures::REPLY_ACK, on);
         self.protocol(protocol)
+    }
+
+    /// Whether acknowledgements are asked for where QEMU (from 8.2 on) does so, which is for memory and to enable
+    /// rings, and not for every request as in rust-vmm's VMMs (the default).
+    #[must_use]
+    pub fn acks_as_qemu(self, on: bool) -> Self {
+        Self { acks_as_qemu: on, ..self }
     }
 
     /// Bytes a frame to send may have; longest descriptor, in bytes.

@@ -133,10 +133,15 @@ impl Guest {
             }
         }
         frontend.set_owner().named("SET_OWNER")?;
-        if self.protocol.contains(VhostUserProtocolFeatures::REPLY_ACK) {
-            frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
-        }
         self.frontend = Some(frontend);
+        self.ask_for_acks(!self.config.acks_as_qemu)
+    }
+
+    /// Whether the requests from here on ask for an acknowledgement.
+    fn ask_for_acks(&mut self, on: bool) -> Result<()> {
+        let on = on && self.protocol.contains(VhostUserProtocolFeatures::REPLY_ACK);
+        let need = VhostUserHeaderFlag::NEED_REPLY;
+        self.session()?.set_hdr_flags(if on { need } else { VhostUserHeaderFlag::empty() });
         Ok(())
     }
 
@@ -163,6 +168,7 @@ impl Guest {
         self.session()?.set_features(acked).named("SET_FEATURES")?;
         let infos: Vec<_> = self.memory.regions().iter().map(|region| info(region)).collect();
         let slots = self.config.memory_slots;
+        self.ask_for_acks(true)?;
         let session = self.session()?;
         if slots {
             for info in &infos {
@@ -171,7 +177,7 @@ impl Guest {
         } else {
             session.set_mem_table(&infos).named("SET_MEM_TABLE")?;
         }
-        Ok(())
+        self.ask_for_acks(!self.config.acks_as_qemu)
     }
 
     /// Starts all rings, ring `n` from available index `bases[n]`, and kicks each once.
@@ -183,17 +189,19 @@ impl Guest {
     /// When there is not one base for each vring.
     pub fn resume(&mut self, bases: &[u16]) -> Result<()> {
         assert_eq!(bases.len(), 2 * self.pairs.len(), "one base for each vring");
-        let Self { frontend, pairs, acked, .. } = self;
+        let Self { frontend, pairs, .. } = self;
         let session = frontend.as_mut().ok_or(GuestError::Detached)?;
         for ((index, ring), base) in vrings(pairs).zip(bases) {
             start_ring(session, index, ring, *base)?;
         }
-        if *acked & features::PROTOCOL != 0 {
+        if self.acked & features::PROTOCOL != 0 {
+            self.ask_for_acks(true)?;
             for index in 0..bases.len() {
-                session.set_vring_enable(index, true).named("SET_VRING_ENABLE")?;
+                self.session()?.set_vring_enable(index, true).named("SET_VRING_ENABLE")?;
             }
+            self.ask_for_acks(!self.config.acks_as_qemu)?;
         }
-        for (_, ring) in vrings(pairs) {
+        for (_, ring) in vrings(&mut self.pairs) {
             ring.kick();
         }
         self.sync()

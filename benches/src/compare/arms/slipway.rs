@@ -50,10 +50,10 @@ impl<'a> Slipway<'a> {
     }
 }
 
-/// What a stub of a VMM shares: rings as they are told to the switch, and hardly any buffers in them, as to fill
-/// rings is the work of a guest's driver, which boots in no arm.
+/// A stub of a VMM, which waits for the switch where QEMU does. It has rings as they are told to the switch, and
+/// hardly any buffers in them, as to fill rings is the work of a guest's driver, which boots in no arm.
 pub fn stub_vmm() -> GuestConfig {
-    GuestConfig::default().ring_size(STUB_RING)
+    GuestConfig::default().ring_size(STUB_RING).acks_as_qemu(true)
 }
 
 /// A switch with its preset configuration, polling on the last core, and who asks it.
