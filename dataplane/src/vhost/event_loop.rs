@@ -319,18 +319,21 @@ impl EventLoop {
     fn connect(&mut self, id: u32) {
         let Some(port) = self.ports.get_mut(&id) else { return };
         let (PortSocket::Connect(target), None) = (&port.socket, &port.connection) else { return };
+        // Before the attempt: what appears after it is told then.
+        let watched = self.watcher.as_mut().is_some_and(|watcher| watcher.renew(&target.path));
         match dial(&target.address) {
             Ok(socket) => {
                 self.timers.clear(Timer::Connect(id));
                 self.adopt(id, socket);
             }
-            // Not there yet, not listening yet, its queue full, no descriptors left: all pass.
-            Err(_) => {
-                if let Some(watcher) = &mut self.watcher {
-                    watcher.renew(&target.path);
+            Err(Errno::ENOENT) if watched => {
+                if let Some(PortSocket::Connect(dial)) = self.socket(id) {
+                    dial.be_patient();
                 }
                 self.connect_later(id);
             }
+            // Not there yet, not listening yet, its queue full, no descriptors left: all pass.
+            Err(_) => self.connect_later(id),
         }
     }
 

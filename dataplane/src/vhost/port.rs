@@ -47,10 +47,15 @@ impl Dial {
         self.pause = FIRST_PAUSE;
     }
 
+    /// Somebody will say when there is: attempts are for the case that this fails.
+    pub fn be_patient(&mut self) {
+        self.pause = Duration::MAX;
+    }
+
     /// How long to wait before the next attempt; twice as long each time, up to `max`.
     pub fn next_pause(&mut self, max: Duration) -> Duration {
         let pause = self.pause.min(max);
-        self.pause = (pause * 2).min(max);
+        self.pause = pause.saturating_mul(2).min(max);
         pause
     }
 }

@@ -35,20 +35,22 @@ impl Watcher {
         self.watch(dir);
     }
 
-    /// Watches the directory of `path` if it is not yet: it may have been made since.
-    pub fn renew(&mut self, path: &Path) {
+    /// Watches the directory of `path` if it is not yet: it may have been made since. Whether it is watched now.
+    pub fn renew(&mut self, path: &Path) -> bool {
         let dir = directory(path);
-        if !self.directories.values().any(|watched| watched == dir) {
-            self.watch(dir);
-        }
+        self.directories.values().any(|watched| watched == dir) || self.watch(dir)
     }
 
-    fn watch(&mut self, dir: &Path) {
+    fn watch(&mut self, dir: &Path) -> bool {
         let made = AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO;
         match self.inotify.add_watch(dir, made | AddWatchFlags::IN_ONLYDIR) {
             Ok(watch) => drop(self.directories.insert(watch, dir.into())),
-            Err(errno) => tracing::debug!("No inotify watch on {}: {errno}", dir.display()),
+            Err(errno) => {
+                tracing::debug!("No inotify watch on {}: {errno}", dir.display());
+                return false;
+            }
         }
+        true
     }
 
     /// Stops watching for `path`, and its directory if no other port is there.
