@@ -125,7 +125,11 @@ fn broken(errno: Errno) -> CniError {
 /// The answer is not what slipwayd gives.
 pub fn not_understood(why: &str) -> CniError {
     let message = format!("slipwayd's answer is not understood: {why}");
-    CniError::new(Code::Refused, message, "Install slipway-cni and slipwayd of one release")
+    CniError::new(
+        Code::Refused,
+        message,
+        "Install slipway-cni and slipwayd of one release, and restart slipwayd",
+    )
 }
 
 fn split_head(text: &[u8]) -> Option<(&str, &[u8])> {

@@ -8,7 +8,11 @@ use super::call::Environment;
 pub fn split(body: &[u8]) -> Result<(Environment, &[u8]), CniError> {
     let bad = |what: &str| {
         let message = format!("The call is not what slipway-cni sends: {what}");
-        CniError::new(Code::Refused, message, "Install slipway-cni and slipwayd of one release")
+        CniError::new(
+            Code::Refused,
+            message,
+            "Install slipway-cni and slipwayd of one release, and restart slipwayd",
+        )
     };
     let mut environment = Environment::new();
     let mut rest = body;
